@@ -1,0 +1,179 @@
+"""Messages between the members of one group, over the links of their endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from collective.abc import LARGE
+from collective.errors import CollectiveError, LinkClosed, WouldBlock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from collective.abc import Buffer, Channel, Endpoint, Link, Message
+    from collective.types import Credential, Member
+
+_ROOM = LARGE - 1024
+"""Bytes of buffers that fit beside a header in one `send_nowait`."""
+
+
+class _Outbox:
+    """The control channel to one peer: messages wait in `queue` while the link opens or credit is short."""
+
+    __slots__ = ("channel", "queue", "task")
+
+    def __init__(self) -> None:
+        self.channel: Channel | None = None
+        self.queue: deque[tuple[bytes, list[bytes]]] = deque()
+        self.task: asyncio.Task[None] | None = None
+
+
+class Fabric:
+    """Posts to and hears from the other members by rank; links open on first use.
+
+    Posts to one peer arrive in order. `on_message(rank, message, buffers)`, `on_data(rank, ticket, channel)` and
+    `on_lost(rank, cause)` run on the loop.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        members: Sequence[Member],
+        rank: int,
+        *,
+        key: str,
+        credential: Credential,
+    ) -> None:
+        self._endpoint = endpoint
+        self._members = members
+        self._rank = rank
+        self._port = f"group/{key}"
+        self._credential = credential
+        self._outboxes: dict[int, _Outbox] = {}
+        self._channels: set[Channel] = set()
+        self._watched: set[tuple[int, Link]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        self.on_message: Callable[[int, tuple[Any, ...], list[memoryview]], None]
+        self.on_data: Callable[[int, Any, Channel], None]
+        self.on_lost: Callable[[int, str], None]
+
+    def serve(self) -> None:
+        """Take what the others send from now on, what has waited included."""
+        self._endpoint.serve(self._port, self._accept)
+
+    def post(self, rank: int, message: tuple[Any, ...], buffers: Sequence[Buffer] = ()) -> None:
+        """Send a message after those posted before it; never waits. Buffers may be changed when it returns."""
+        if self._closed:
+            return
+        outbox = self._outboxes.get(rank)
+        if outbox is None:
+            outbox = self._outboxes[rank] = _Outbox()
+        header = pickle.dumps(message, 5)
+        if outbox.channel is not None and outbox.task is None and len(header) + sum(map(len, buffers)) <= _ROOM:
+            try:
+                outbox.channel.send_nowait(header, buffers)
+            except WouldBlock:
+                pass
+            except CollectiveError as error:
+                self._lose(rank, error)
+                return
+            else:
+                return
+        outbox.queue.append((header, [bytes(buffer) for buffer in buffers]))
+        if outbox.task is None:
+            outbox.task = self.spawn(self._drain(rank, outbox))
+
+    async def open_data(self, rank: int, ticket: Any) -> Channel:
+        """Open a channel of its own to a peer, for a message that is too large to buffer there."""
+        link = await self._link(rank)
+        channel = link.open(self._port, pickle.dumps((self._rank, ticket), 5))
+        self._channels.add(channel)
+        return channel
+
+    def forget(self, channel: Channel) -> None:
+        """Close a data channel."""
+        self._channels.discard(channel)
+        channel.close()
+
+    def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        """Run a coroutine that ends with the fabric at the latest."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def connect(self, ranks: Sequence[int]) -> None:
+        """Open the links to some peers now."""
+        await asyncio.gather(*(self._link(rank) for rank in ranks))
+
+    async def flush(self) -> None:
+        """Wait until what was posted has been handed to the links."""
+        waiting = [outbox.task for outbox in self._outboxes.values() if outbox.task is not None]
+        if waiting:
+            await asyncio.wait(waiting)
+
+    def close(self) -> None:
+        """End every channel and task. Links stay: they are the endpoint's. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._endpoint.unserve(self._port)
+        current = asyncio.current_task()
+        for task in self._tasks:
+            if task is not current:
+                task.cancel()
+        for outbox in self._outboxes.values():
+            if outbox.channel is not None:
+                outbox.channel.close()
+        for channel in self._channels:
+            channel.close()
+        self._channels.clear()
+
+    async def _link(self, rank: int) -> Link:
+        link = await self._endpoint.connect(self._members[rank].address, self._credential)
+        self._watch(rank, link)
+        return link
+
+    def _watch(self, rank: int, link: Link) -> None:
+        if (rank, link) not in self._watched:
+            self._watched.add((rank, link))
+            link.on_close(partial(self._lose, rank))
+
+    async def _drain(self, rank: int, outbox: _Outbox) -> None:
+        try:
+            if outbox.channel is None:
+                link = await self._link(rank)
+                outbox.channel = link.open(self._port, pickle.dumps((self._rank, None), 5))
+            while outbox.queue:
+                header, buffers = outbox.queue.popleft()
+                await outbox.channel.send(header, buffers)
+        except CollectiveError as error:
+            self._lose(rank, error)
+        finally:
+            outbox.task = None
+
+    def _lose(self, rank: int, error: Exception) -> None:
+        if not self._closed and not isinstance(error, LinkClosed):
+            self.on_lost(rank, str(error))
+
+    def _accept(self, channel: Channel) -> None:
+        rank, ticket = pickle.loads(channel.payload)
+        self._watch(rank, channel.link)
+        self._channels.add(channel)
+        if ticket is not None:
+            self.on_data(rank, ticket, channel)
+            return
+
+        def on_message(message: Message) -> None:
+            self.on_message(rank, pickle.loads(message.header), message.buffers)
+
+        def on_end(error: Exception) -> None:
+            # A peer that closes its group says so first; a link that ends is told by the link itself.
+            self._channels.discard(channel)
+
+        channel.subscribe(on_message, on_end)

@@ -1,0 +1,356 @@
+"""Sends and receives of one member in one epoch: ordered by (source, destination, tag) and by nothing else.
+
+A small message goes at once and is buffered at the receiver, up to a budget for each pair. Any other is offered: the
+receiver pulls it when a recv has matched it, and it travels on a channel of its own, straight into the result's memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from collective import tensors
+from collective._core.offload import LONG, offload
+from collective._core.operands import Spec, as_bytes, copies, describe, flat
+from collective.abc import LARGE
+from collective.errors import CollectiveError
+from collective.work import Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from collective._core.fabric import Fabric
+    from collective.abc import Channel, Message
+
+EAGER = 16 << 20
+"""Bytes that a sender has buffered at one receiver before it offers small messages too."""
+_REPORT = 1 << 20
+"""Bytes after which a receiver tells a sender what it has taken."""
+
+
+_NOTHING = np.empty(0, np.uint8)
+
+
+@dataclass(slots=True, eq=False)
+class _Arrival:
+    """A message that has come, or was offered."""
+
+    src: int
+    tag: int
+    spec: Spec
+    coming: np.ndarray = field(default_factory=lambda: _NOTHING)
+    """Where its bytes come."""
+    data: np.ndarray | None = None
+    """Its bytes, once they have come."""
+    ticket: int | None = None
+    """What to pull it by."""
+    cost: int = 0
+    """Bytes that its sender counts as buffered here."""
+    taker: _Recv | None = None
+    """The recv that has matched it."""
+
+
+@dataclass(slots=True, eq=False)
+class _Recv:
+    """A recv that is not done."""
+
+    work: Work[Any]
+    src: int
+    tag: int
+    out: Any
+    arrival: _Arrival | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Offer:
+    """A send that waits to be pulled."""
+
+    work: Work[None]
+    dst: int
+    tensor: Any
+    spec: Spec
+
+
+class Mailbox:
+    """One member's sends and receives.
+
+    :param tell: post a message to another rank's mailbox of the same epoch.
+    :param open_data: open a channel for an offered message's bytes.
+    :param spawn: run a coroutine that ends with the epoch.
+    :param on_failure: called with (rank, error) where a transfer of bytes failed.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        *,
+        epoch: int,
+        fabric: Fabric,
+        tell: Callable[[int, tuple[Any, ...], Sequence[Any]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        on_failure: Callable[[int, Exception], None],
+    ) -> None:
+        self._rank = rank
+        self._epoch = epoch
+        self._fabric = fabric
+        self._tell = tell
+        self._spawn = spawn
+        self._on_failure = on_failure
+        self._arrived: dict[tuple[int, int], deque[_Arrival]] = {}
+        self._wanted: dict[tuple[int, int], deque[_Recv]] = {}
+        self._matched: dict[tuple[int, int], _Arrival] = {}
+        self._active: set[Work[Any]] = set()
+        self._offers: dict[int, _Offer] = {}
+        self._tickets = 0
+        self._buffered: dict[int, int] = {}
+        self._taken: dict[int, int] = {}
+
+    def send(self, tensor: Any, spec: Spec, dst: int, tag: int) -> Work[None]:
+        """Send a tensor of that spec."""
+        work: Work[None] = Work(f"send({spec}, dst={dst}, tag={tag})")
+        nbytes = spec.nbytes
+        if nbytes <= LARGE and self._buffered.get(dst, 0) + nbytes <= EAGER:
+            data = as_bytes(flat(tensor))
+            if dst == self._rank:
+                data = data.copy()
+                self._arrive(_Arrival(dst, tag, spec, data, data, cost=nbytes))
+            else:
+                self._tell(dst, ("eager", tag, tuple(spec)), [data.data] if nbytes else [])
+            self._buffered[dst] = self._buffered.get(dst, 0) + nbytes
+            work._succeed(None)
+            return work
+        self._tickets += 1
+        self._offers[self._tickets] = _Offer(work, dst, tensor, spec)
+        self._track(work)
+        if dst == self._rank:
+            self._arrive(_Arrival(dst, tag, spec, ticket=self._tickets))
+        else:
+            self._tell(dst, ("offer", tag, tuple(spec), self._tickets), [])
+        return work
+
+    def recv(self, src: int, tag: int, out: Any) -> Work[Any]:
+        """Receive the next message from a rank with a tag."""
+        recv: _Recv
+        work: Work[Any] = Work(f"recv(src={src}, tag={tag})", on_abandon=lambda: self._give_up(recv))
+        recv = _Recv(work, src, tag, out)
+        self._track(work)
+        self._wanted.setdefault((src, tag), deque()).append(recv)
+        self._pair(src, tag)
+        return work
+
+    def hear(self, src: int, message: tuple[Any, ...], buffers: Sequence[memoryview]) -> None:
+        """Take a message of another member's mailbox."""
+        kind = message[0]
+        if kind == "eager":
+            _, tag, spec = message
+            data = np.frombuffer(buffers[0], np.uint8) if buffers else np.empty(0, np.uint8)
+            self._arrive(_Arrival(src, tag, Spec(*spec), data, data, cost=data.nbytes))
+        elif kind == "offer":
+            _, tag, spec, ticket = message
+            self._arrive(_Arrival(src, tag, Spec(*spec), ticket=ticket))
+        elif kind == "pull":
+            offer = self._offers.pop(message[1], None)
+            if offer is not None:
+                self._spawn(self._transfer(message[1], offer))
+        elif kind == "taken":
+            self._buffered[src] -= message[1]
+
+    def take_data(self, src: int, ticket: int, channel: Channel) -> None:
+        """Take the channel on which a pulled message comes."""
+        arrival = self._matched.get((src, ticket))
+        if arrival is None:
+            self._fabric.forget(channel)
+            return
+        memory = arrival.coming.data
+
+        def on_message(message: Message) -> None:
+            self._fabric.forget(channel)
+            del self._matched[src, ticket]
+            data = np.frombuffer(message.buffers[0], np.uint8)
+            if data.ctypes.data != arrival.coming.ctypes.data:  # a small one comes in memory of its own
+                arrival.coming = data
+            self._land(arrival)
+
+        def on_end(error: Exception) -> None:
+            self._fabric.forget(channel)
+            if (src, ticket) in self._matched:
+                self._on_failure(src, error)
+
+        channel.subscribe(on_message, on_end, lambda header, sizes: [memory])
+
+    def end(self, error: Callable[[], Exception]) -> None:
+        """Fail what is pending, each with an error of its own, and hold nothing any more."""
+        active, self._active = self._active, set()
+        for work in active:
+            work._fail(error())
+        self._arrived.clear()
+        self._wanted.clear()
+        self._matched.clear()
+        self._offers.clear()
+
+    def waits_for(self, rank: int) -> bool:
+        """Whether something pending can only end by an act of that rank."""
+        unmatched = any(src == rank for (src, _), recvs in self._wanted.items() if recvs)
+        return unmatched or any(offer.dst == rank for offer in self._offers.values())
+
+    @property
+    def pending(self) -> int:
+        """Sends and receives that are not done."""
+        return len(self._active)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of messages that no recv has asked for."""
+        return sum(a.cost for arrivals in self._arrived.values() for a in arrivals)
+
+    def _track(self, work: Work[Any]) -> None:
+        self._active.add(work)
+        work.add_done_callback(self._active.discard)
+
+    def _arrive(self, arrival: _Arrival) -> None:
+        self._arrived.setdefault((arrival.src, arrival.tag), deque()).append(arrival)
+        self._pair(arrival.src, arrival.tag)
+
+    def _pair(self, src: int, tag: int) -> None:
+        key = (src, tag)
+        arrived = self._arrived.get(key)
+        wanted = self._wanted.get(key)
+        while arrived and wanted:
+            recv, arrival = wanted.popleft(), arrived[0]
+            misfit = _misfit(recv, arrival.spec)
+            if misfit is not None:
+                recv.work._fail(misfit)  # the message stays for the next recv
+                continue
+            arrived.popleft()
+            arrival.taker, recv.arrival = recv, arrival
+            if arrival.ticket is not None:
+                self._pull(arrival)
+            elif arrival.data is not None:
+                self._land(arrival)
+            # else it was pulled for a recv that was given up, and is on its way
+        if not arrived:
+            self._arrived.pop(key, None)
+        if not wanted:
+            self._wanted.pop(key, None)
+
+    def _pull(self, arrival: _Arrival) -> None:
+        # Into memory of its own, also where the recv has an `out`: that is the caller's again as soon as it gives up.
+        ticket, arrival.ticket = arrival.ticket, None
+        assert ticket is not None
+        arrival.coming = np.empty(arrival.spec.nbytes, np.uint8)
+        if arrival.src == self._rank:
+            self._spawn(self._copy(self._offers.pop(ticket), arrival))
+            return
+        self._matched[arrival.src, ticket] = arrival
+        self._tell(arrival.src, ("pull", ticket), [])
+
+    async def _copy(self, offer: _Offer, arrival: _Arrival) -> None:
+        """Move an offered message to oneself."""
+
+        def copy() -> None:
+            arrival.coming[...] = as_bytes(flat(offer.tensor))
+
+        if offer.spec.nbytes > LONG:
+            await offload(copy)
+        else:
+            copy()
+        offer.work._succeed(None)
+        self._land(arrival)
+
+    async def _transfer(self, ticket: int, offer: _Offer) -> None:
+        """Send an offered message's bytes to the member that pulled it."""
+        try:
+            if copies(offer.tensor, offer.spec) > LONG:
+                data = await offload(lambda: flat(offer.tensor))
+            else:
+                data = flat(offer.tensor)
+            channel = await self._fabric.open_data(offer.dst, (self._epoch, ticket))
+            try:
+                await channel.send(b"", [as_bytes(data).data])
+            finally:
+                self._fabric.forget(channel)
+        except CollectiveError as error:
+            self._on_failure(offer.dst, error)
+        else:
+            offer.work._succeed(None)
+
+    def _land(self, arrival: _Arrival) -> None:
+        """Give an arrival whose bytes have come to its taker, or keep it for the next recv."""
+        arrival.data = arrival.coming
+        recv = arrival.taker
+        if recv is None:
+            self._pair(arrival.src, arrival.tag)
+        elif (recv.out is not None and arrival.spec.nbytes > LONG) or not tensors.loaded(arrival.spec.kind):
+            offload(partial(_deliver, arrival, recv.out)).add_done_callback(partial(self._delivered, arrival, recv))
+        else:
+            delivered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            try:
+                delivered.set_result(_deliver(arrival, recv.out))
+            except Exception as error:  # a library that is missing here, or no memory: the caller's to hear
+                delivered.set_exception(error)
+            self._delivered(arrival, recv, delivered)
+
+    def _delivered(self, arrival: _Arrival, recv: _Recv, delivered: asyncio.Future[Any]) -> None:
+        if arrival.taker is not recv:
+            return  # it gave up meanwhile
+        if arrival.cost:
+            self._count_taken(arrival)
+        error = delivered.exception()
+        if error is None:
+            recv.work._succeed(delivered.result())
+        else:
+            recv.work._fail(error)
+
+    def _count_taken(self, arrival: _Arrival) -> None:
+        taken = self._taken.get(arrival.src, 0) + arrival.cost
+        arrival.cost = 0
+        if arrival.src == self._rank:
+            self._buffered[arrival.src] -= taken
+        elif taken >= _REPORT:
+            self._tell(arrival.src, ("taken", taken), [])
+        else:
+            self._taken[arrival.src] = taken
+            return
+        self._taken[arrival.src] = 0
+
+    def _give_up(self, recv: _Recv) -> bool:
+        """Withdraw a recv whose only await was cancelled; its message, if any, goes to the next recv."""
+        arrival = recv.arrival
+        if arrival is None:
+            wanted = self._wanted.get((recv.src, recv.tag), ())
+            if recv not in wanted:
+                return False  # it failed
+            self._wanted[recv.src, recv.tag].remove(recv)
+            return True
+        if recv.work.done() and recv.work.exception() is not None:
+            return False
+        recv.arrival = arrival.taker = None
+        self._arrived.setdefault((recv.src, recv.tag), deque()).appendleft(arrival)
+        self._pair(recv.src, recv.tag)
+        return True
+
+
+def _misfit(recv: _Recv, spec: Spec) -> Exception | None:
+    if recv.out is None:
+        return None
+    out = describe(recv.out, "out")
+    if out.dtype != spec.dtype:
+        return TypeError(f"{recv.work.description}: out has dtype {out.dtype}, the message {spec.dtype}")
+    if out.shape != tuple(spec.shape):
+        return ValueError(f"{recv.work.description}: out has shape {out.shape}, the message {tuple(spec.shape)}")
+    return None
+
+
+def _deliver(arrival: _Arrival, out: Any) -> Any:
+    assert arrival.data is not None
+    spec = arrival.spec
+    array = arrival.data.view(tensors.numpy_dtype(spec.dtype)).reshape(spec.shape)
+    if out is None:
+        return tensors.from_host(array, spec.kind, spec.device, dtype=spec.dtype)
+    tensors.fill(out, array)
+    return out

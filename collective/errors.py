@@ -1,0 +1,156 @@
+"""The error tree of this room.
+
+    CollectiveError
+     |- LinkError (ConnectionError)
+     |   |- LinkClosed              this end closed it
+     |   |- LinkBroken              the other end, or what lies between, broke it
+     |   |- HandshakeError          the other end could not prove who it is, or speaks another version
+     |   `- PortRefused             the other end serves no such port to us
+     |- WouldBlock                  a *_nowait call found no credit
+     |- GroupError
+     |   |- GroupClosed             used after aclose()
+     |   |- WrongThread             called from another thread or event loop than the group's
+     |   |- GroupBroken             pending or later work on a broken group; reset() mends it
+     |   |- CollectiveMismatch      members called different things at one place
+     |   |- CollectiveTimeout (TimeoutError)   a member did not announce in time
+     |   `- PeerLost (ConnectionError)         a member died
+     `- BackendError                a library below failed, or is not usable here
+
+Bad arguments are ValueError or TypeError, as everywhere in Python.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class CollectiveError(Exception):
+    """Base of every error that this package defines. They survive pickling with their attributes."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class LinkError(CollectiveError, ConnectionError):
+    """Base of the errors of links and channels."""
+
+
+class LinkClosed(LinkError):
+    """This end closed the link or the channel."""
+
+
+class LinkBroken(LinkError):
+    """The other end died or closed, or the wire between broke."""
+
+
+class HandshakeError(LinkError):
+    """The other end could not prove who it is, or speaks another version."""
+
+
+class PortRefused(LinkError):
+    """The other end does not serve this port, or not to this credential."""
+
+
+class WouldBlock(CollectiveError):
+    """A `*_nowait` call found no credit."""
+
+
+class BackendError(CollectiveError):
+    """A library below a backend failed, or cannot be used here."""
+
+
+class GroupError(CollectiveError):
+    """Base of the errors of groups."""
+
+
+class GroupClosed(GroupError):
+    """The group was used after `aclose()`."""
+
+    def __init__(self, group: str, operation: str) -> None:
+        super().__init__(f"{operation} on group {group!r}, which this member has closed")
+        self.group = group
+        self.operation = operation
+
+
+class WrongThread(GroupError):
+    """The group was used outside the event loop that it belongs to."""
+
+    def __init__(self, group: str, operation: str) -> None:
+        super().__init__(
+            f"{operation} on group {group!r} outside its event loop; from a plain method use "
+            "actors.from_thread.run(...), which runs an async function on the actor's loop"
+        )
+        self.group = group
+        self.operation = operation
+
+
+class GroupBroken(GroupError):
+    """Work on a group that some member left in the middle of a collective.
+
+    Until all members call `await group.reset()`, every operation raises this.
+    """
+
+    def __init__(self, group: str, reason: str, remedy: str = "call `await group.reset()` on every member") -> None:
+        super().__init__(f"group {group!r} is broken: {reason}; {remedy} to go on")
+        self.group = group
+        self.reason = reason
+
+
+class CollectiveMismatch(GroupError):
+    """Members of a group called different things at one place of its order."""
+
+    def __init__(self, group: str, place: int, calls: Sequence[tuple[Sequence[int], str]]) -> None:
+        said = "; ".join(f"{_spans(ranks)} called {what}" for ranks, what in calls)
+        super().__init__(
+            f"members of group {group!r} disagree at place {place}: {said}; "
+            "make every member call the same operations in the same order, then `await group.reset()`"
+        )
+        self.group = group
+        self.place = place
+        self.calls = tuple((tuple(ranks), what) for ranks, what in calls)
+
+
+class CollectiveTimeout(GroupError, TimeoutError):
+    """A collective was not announced by every member within the group's timeout."""
+
+    def __init__(self, group: str, operation: str, timeout: float, missing: Sequence[str]) -> None:
+        super().__init__(
+            f"{operation} on group {group!r} waited {timeout:g} s for {', '.join(missing) or 'a member'}; "
+            "raise GroupSpec(timeout=...) if that is normal, then `await group.reset()` on every member"
+        )
+        self.group = group
+        self.operation = operation
+        self.timeout = timeout
+        self.missing = tuple(missing)
+
+
+class PeerLost(GroupError, ConnectionError):
+    """A member, or the actor that was called, died."""
+
+    def __init__(self, role: str, rank: int, cause: str, *, doing: str = "") -> None:
+        super().__init__(f"{role}[{rank}] was lost{f' during {doing}' if doing else ''}: {cause}")
+        self.role = role
+        self.rank = rank
+        self.cause = cause
+        self.doing = doing
+
+
+def _rebuild(cls: type[CollectiveError], args: tuple[object, ...], state: dict[str, object]) -> CollectiveError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
+
+
+def _spans(ranks: Sequence[int]) -> str:
+    """Write sorted ranks briefly: "rank 0", "ranks 1-3, 7"."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and rank == spans[-1][1] + 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+    return f"rank{'s' if len(ranks) > 1 else ''} {text}"

@@ -1,0 +1,50 @@
+"""Forming a group: all of its members do it at the same time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from collective._core.engine import Engine
+from collective.group import Group
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from collective.abc import Endpoint
+    from collective.types import Credential, GroupSpec, Member
+
+
+async def form_group(
+    endpoint: Endpoint, spec: GroupSpec, members: Sequence[Member], rank: int, *, key: str, credential: Credential
+) -> Group:
+    """Form a group; every member calls it concurrently, with the same `members` in the same order.
+
+    Nothing bounds the wait for the others: cancel it to give up. A call that raises leaves nothing behind.
+
+    :param key: names this group and nothing else among all that the members' endpoints ever form.
+    :param credential: what the members' endpoints have granted one another.
+
+    Raises:
+        ValueError: the backend is unknown. PeerLost: a member cannot be reached, or died.
+        BackendError: the backend cannot be used here.
+    """
+    engine = Engine(
+        endpoint,
+        members,
+        rank,
+        name=spec.name,
+        key=key,
+        credential=credential,
+        backend=choose_backend(spec.backend, members),
+        timeout=spec.timeout,
+    )
+    await engine.open()
+    return Group(engine)
+
+
+def choose_backend(backend: str, members: Sequence[Member]) -> str:
+    """Return the data plane that "auto" stands for among these members; any other name stands for itself."""
+    if backend != "auto":
+        return backend
+    in_one_process = all(member.address.unix is None and member.address.tcp is None for member in members)
+    return "memory" if in_one_process else "gloo"

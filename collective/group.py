@@ -1,0 +1,330 @@
+"""The live group that a member holds."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from collective._core.operands import check_out, describe
+from collective._core.operations import (
+    AllGather,
+    AllReduce,
+    AllToAll,
+    Barrier,
+    Broadcast,
+    Gather,
+    Operation,
+    Reduce,
+    ReduceScatter,
+    Scatter,
+    Split,
+    check_rank,
+)
+from collective.errors import GroupClosed, WrongThread
+from collective.types import ReduceOp
+from collective.work import Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from collective._core.engine import Engine
+    from collective.tensors import Array
+    from collective.types import GroupStatistics, Member
+
+T = TypeVar("T")
+
+_PACKAGE = __name__.rpartition(".")[0]
+
+
+class Group:
+    """A collective group, as one of its members holds it; `rank` is always group-local.
+
+    Every operation is a plain function that takes its place when called and returns a Work at once. Collectives run in
+    the order in which each member called them. A rank gets back the kind of array that it passed (numpy, torch, cupy);
+    who passed nothing gets the sender's kind, or that of `out`. Inputs may be changed once the Work is done; a result
+    shares memory with no one, unless it is `out`. Bad arguments raise ValueError or TypeError at the call.
+
+    Awaiting an operation raises:
+        CollectiveMismatch: members called different things at one place. GroupBroken: some member left a collective
+        unfinished; `reset()` mends it. PeerLost: a member died. CollectiveTimeout: a member did not come in time.
+        GroupClosed: this member closed the group. BackendError: a library below failed.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def name(self) -> str:
+        """The name in its GroupSpec; a subgroup's says what it was split from."""
+        return self._engine.name
+
+    @property
+    def rank(self) -> int:
+        """This member's rank in the group."""
+        return self._engine.rank
+
+    @property
+    def size(self) -> int:
+        """How many members the group has."""
+        return self._engine.size
+
+    @property
+    def epoch(self) -> int:
+        """Which incarnation of the group this is; every reset starts a new one."""
+        return self._engine.epoch
+
+    @property
+    def backend(self) -> str:
+        """Name of the data plane in use."""
+        return self._engine.backend
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The members by rank."""
+        return self._engine.members
+
+    def ranks(self, role: str) -> list[int]:
+        """Return the group-local ranks of a role's members, in the order of their ranks in the role.
+
+        Raises:
+            ValueError: no member has this role.
+        """
+        members = self._engine.members
+        found = sorted((rank for rank, m in enumerate(members) if m.role == role), key=lambda rank: members[rank].rank)
+        if not found:
+            roles = ", ".join(dict.fromkeys(member.role for member in members))
+            raise ValueError(f"group {self.name!r} has no member of role {role!r}; its roles are {roles}")
+        return found
+
+    def statistics(self) -> GroupStatistics:
+        """Return what this member's group does and holds now."""
+        return self._engine.statistics()
+
+    def send(self, tensor: Array, dst: int, *, tag: int = 0) -> Work[None]:
+        """Send a tensor to a rank, to oneself too; done when the tensor may be changed.
+
+        Ordered per (source, destination, tag), apart from collectives. Up to 64 KiB are buffered; more may wait for
+        the receive.
+        """
+        self._enter("send()")
+        spec = describe(tensor)
+        return self._engine.send(tensor, spec, check_rank(dst, self.size, "dst"), _check_tag(tag))
+
+    def recv(self, src: int, *, tag: int = 0, out: Array | None = None) -> Work[Array]:
+        """Receive the next tensor that a rank sent with this tag.
+
+        Cancelling the only await withdraws the recv; a message that it had matched goes to the next one.
+        """
+        self._enter("recv()")
+        if out is not None:
+            check_out(out, describe(out, "out"))
+        return self._engine.recv(check_rank(src, self.size, "src"), _check_tag(tag), out)
+
+    def broadcast(self, tensor: Array | None, root: int, *, out: Array | None = None) -> Work[Array]:
+        """Give every member the root's tensor; the others pass None."""
+        return self._collective("broadcast", lambda rank, size: Broadcast(rank, size, tensor, root, out))
+
+    def reduce(
+        self, tensor: Array, root: int, op: ReduceOp = ReduceOp.SUM, *, out: Array | None = None
+    ) -> Work[Array | None]:
+        """Reduce elementwise to the root; the others get None."""
+        return self._collective("reduce", lambda rank, size: Reduce(rank, size, tensor, root, op, out))
+
+    def allreduce(self, tensor: Array, op: ReduceOp = ReduceOp.SUM, *, out: Array | None = None) -> Work[Array]:
+        """Reduce elementwise; every member gets the same bits."""
+        return self._collective("allreduce", lambda rank, size: AllReduce(rank, size, tensor, op, out))
+
+    def reduce_scatter(
+        self,
+        tensor: Array,
+        op: ReduceOp = ReduceOp.SUM,
+        *,
+        splits: Sequence[int] | None = None,
+        out: Array | None = None,
+    ) -> Work[Array]:
+        """Reduce elementwise and give each rank its part along dimension 0.
+
+        :param splits: rows of each rank, equal on every member; by default as torch.chunk cuts, then empty parts.
+        """
+        return self._collective(
+            "reduce_scatter", lambda rank, size: ReduceScatter(rank, size, tensor, op, splits, out)
+        )
+
+    def allgather(self, tensor: Array, *, out: Array | None = None) -> Work[Array]:
+        """Concatenate every member's tensor along dimension 0, in rank order; the lengths there may differ.
+
+        A zero-dimensional tensor counts as shape (1,).
+        """
+        return self._collective("allgather", lambda rank, size: AllGather(rank, size, tensor, out))
+
+    def gather(self, tensor: Array, root: int) -> Work[list[Array] | None]:
+        """Give the root a list of every member's tensor, in rank order; shapes and dtypes may differ."""
+        return self._collective("gather", lambda rank, size: Gather(rank, size, tensor, root))
+
+    def scatter(self, tensors: Sequence[Array] | None, root: int) -> Work[Array]:
+        """Give each rank its own of the root's tensors; the others pass None. Shapes and dtypes may differ."""
+        return self._collective("scatter", lambda rank, size: Scatter(rank, size, tensors, root))
+
+    def alltoall(self, tensors: Sequence[Array]) -> Work[list[Array]]:
+        """Send `tensors[j]` to each rank j and get a list of what each rank sent here; shapes and dtypes may differ."""
+        return self._collective("alltoall", lambda rank, size: AllToAll(rank, size, tensors))
+
+    def barrier(self) -> Work[None]:
+        """Be done when every member has called it."""
+        return self._collective("barrier", Barrier)
+
+    def split(self, color: int | None, key: int = 0) -> Work[Group | None]:
+        """Form a group of the members that passed the same color, ordered by (key, rank); color None gets None.
+
+        The subgroup dies with this group's epoch.
+        """
+        operation: Split
+
+        def make(rank: int, size: int) -> Split:
+            nonlocal operation
+            operation = Split(rank, size, color, key)
+            return operation
+
+        place = self._engine.next_place
+        agreed = self._collective("split", make)
+        work: Work[Group | None] = Work(agreed.description)
+        self._engine.enter_scope(work)
+        self._engine.spawn(self._form_subgroup(agreed, operation, place, work))
+        return work
+
+    def batch(self) -> Batch:
+        """Return a context manager that issues the operations called on it together, when it is left.
+
+        `with group.batch() as b: b.send(x, 1); b.recv(1)`, then `await b` gives their results in that order.
+        """
+        return Batch(self)
+
+    async def reset(self) -> None:
+        """Drop what is pending and start a new epoch, together with every other member: all call it.
+
+        Raises:
+            PeerLost: a member is dead. CollectiveTimeout: a member did not call it within the group's timeout.
+        """
+        self._enter("reset()")
+        await self._engine.reset()
+
+    async def aclose(self) -> None:
+        """Leave the group. What the others have pending with this member raises PeerLost there. Idempotent."""
+        await self._engine.aclose()
+
+    def peer_lost(self, member: Member, cause: str) -> None:
+        """Tell the group that one of its members died: what is pending raises PeerLost. For a gang's supervision.
+
+        A process that is no member is passed over.
+        """
+        for rank, known in enumerate(self._engine.members):
+            if (known.role, known.rank) == (member.role, member.rank):
+                self._engine.lose(rank, cause)
+
+    def __repr__(self) -> str:
+        return f"<Group {self.name!r} rank {self.rank} of {self.size} epoch {self.epoch} on {self.backend}>"
+
+    def _enter(self, operation: str) -> None:
+        engine = self._engine
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongThread(engine.name, operation) from None
+        if loop is not engine.loop:
+            raise WrongThread(engine.name, operation)
+        if engine.closed:
+            raise GroupClosed(engine.name, operation)
+
+    def _collective(self, name: str, make: Callable[[int, int], Operation]) -> Work[Any]:
+        self._enter(f"{name}()")
+        engine = self._engine
+        place = engine.take_place()
+        where = _caller()
+        try:
+            operation = make(engine.rank, engine.size)
+        except (TypeError, ValueError) as error:
+            engine.announce_failed(place, f"{name}()", error, where)
+            raise
+        return engine.submit(place, operation, where)
+
+    async def _form_subgroup(
+        self, agreed: Work[Any], operation: Split, place: int, work: Work[Group | None]
+    ) -> None:
+        engine = self._engine
+        try:
+            await agreed
+            if operation.color is None:
+                work._succeed(None)
+                return
+            subgroup = engine.subgroup(operation.ranks, operation.color, place)
+            await subgroup.open()
+            engine.at_end_of_epoch(lambda why: subgroup.end_with_parent(engine.name, why))
+            work._succeed(Group(subgroup))
+        except asyncio.CancelledError:
+            work._fail(engine.fault() or GroupClosed(engine.name, "split()"))
+            raise
+        except Exception as error:  # the Work's to raise
+            work._fail(error)
+
+
+class Batch:
+    """Operations that are issued together. See `Group.batch`."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._calls: list[Callable[[], Work[Any]]] = []
+        self._works: list[Work[Any]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._works = [call() for call in self._calls]
+        self._calls = []
+
+    def send(self, tensor: Array, dst: int, *, tag: int = 0) -> None:
+        """As Group.send."""
+        spec, dst, tag = describe(tensor), check_rank(dst, self._group.size, "dst"), _check_tag(tag)
+        self._defer(lambda: self._group._engine.send(tensor, spec, dst, tag), "send")
+
+    def recv(self, src: int, *, tag: int = 0, out: Array | None = None) -> None:
+        """As Group.recv."""
+        if out is not None:
+            check_out(out, describe(out, "out"))
+        src, tag = check_rank(src, self._group.size, "src"), _check_tag(tag)
+        self._defer(lambda: self._group._engine.recv(src, tag, out), "recv")
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        if self._works is None:
+            raise RuntimeError(f"a batch of group {self._group.name!r} is awaited after its with block was left")
+        return self._gather(self._works).__await__()
+
+    def _defer(self, call: Callable[[], Work[Any]], name: str) -> None:
+        self._group._enter(f"batch.{name}()")
+        if self._works is not None:
+            raise RuntimeError(f"batch.{name}() on group {self._group.name!r} after its with block was left")
+        self._calls.append(call)
+
+    @staticmethod
+    async def _gather(works: list[Work[Any]]) -> list[Any]:
+        return [await work for work in works]
+
+
+def _check_tag(tag: Any) -> int:
+    if isinstance(tag, bool) or not isinstance(tag, int):
+        raise TypeError(f"tag is {tag!r}; an int")
+    return tag
+
+
+def _caller() -> str:
+    """Return where in the user's code the operation was called."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__package__") == _PACKAGE:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

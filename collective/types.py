@@ -1,0 +1,110 @@
+"""Values that the whole room shares. Imports nothing of it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class ReduceOp(enum.Enum):
+    """How a reduction combines elements; `collective.reductions` is the table of what each means for each dtype."""
+
+    SUM = "sum"
+    PROD = "prod"
+    MIN = "min"
+    MAX = "max"
+    AVG = "avg"
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """A collective group, declared together with the gang.
+
+    Its ranks are the members of `roles`, role after role in that order, each by its rank in the role.
+
+    :param name: unique in the gang; a member finds the group as `self.groups[name]`.
+    :param backend: "auto", "gloo" or "memory".
+    :param timeout: seconds that a collective may wait, from the first member's announcement, for the last one's.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    backend: str = "auto"
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.roles, str):
+            raise TypeError(f"GroupSpec({self.name!r}): roles is a tuple of role names, not one string {self.roles!r}")
+        object.__setattr__(self, "roles", tuple(self.roles))
+        if not self.name or not self.roles:
+            raise ValueError(f"GroupSpec({self.name!r}, roles={self.roles!r}): needs a name and at least one role")
+        if len(set(self.roles)) != len(self.roles):
+            raise ValueError(f"GroupSpec({self.name!r}): roles {self.roles!r} name one role twice")
+        if not self.timeout > 0:
+            raise ValueError(f"GroupSpec({self.name!r}): timeout is {self.timeout!r}; it must be positive, in seconds")
+
+
+@dataclass(frozen=True)
+class Address:
+    """How to reach an endpoint. Says nothing secret.
+
+    :param endpoint: the endpoint's unique id.
+    :param host: equal for endpoints of one host; a unix socket is tried only between these.
+    :param unix: path of its unix socket, or None.
+    :param tcp: (host, port), or None.
+    """
+
+    endpoint: str
+    host: str = ""
+    unix: str | None = None
+    tcp: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Credential:
+    """A shared key and its public name; possessing the key opens the ports that the listener grants that name."""
+
+    name: str
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of a group: which actor it is and how to reach it. `rank` is its rank within its role."""
+
+    role: str
+    rank: int
+    address: Address
+
+    def __str__(self) -> str:
+        return f"{self.role}[{self.rank}]"
+
+
+@dataclass(frozen=True)
+class LinkStatistics:
+    """Counters of one link since it opened."""
+
+    kind: str
+    bytes_sent: int
+    bytes_received: int
+    messages_sent: int
+    messages_received: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class GroupStatistics:
+    """What one member's group does and holds now.
+
+    :param epoch: the group's incarnation, from 0.
+    :param collectives: places taken in this epoch.
+    :param pending_collectives: collectives that are not done.
+    :param pending_messages: sends and receives that are not done.
+    :param buffered_bytes: bytes received that no recv has asked for.
+    """
+
+    epoch: int
+    collectives: int
+    pending_collectives: int
+    pending_messages: int
+    buffered_bytes: int

@@ -1,0 +1,105 @@
+"""The awaitable that every group operation returns at once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+T = TypeVar("T")
+
+
+class Work(Generic[T]):
+    """The completion of one operation on a group.
+
+    It can be awaited many times and by several tasks. Cancelling an await leaves the operation in its place, and the
+    Work can be awaited again; only a `recv` whose last await was cancelled is withdrawn (contract 7). A failure that
+    nobody looked at goes to the loop's exception handler. Belongs to the event loop of its group.
+    """
+
+    __slots__ = ("__weakref__", "_future", "_on_abandon", "_waiters", "description")
+
+    def __init__(self, description: str, *, on_abandon: Callable[[], bool] | None = None) -> None:
+        self.description = description
+        self._future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiters = 0
+        self._on_abandon = on_abandon
+
+    def __await__(self) -> Generator[Any, None, T]:
+        future = self._future
+        if not future.done():
+            waiter: asyncio.Future[None] = future.get_loop().create_future()
+
+            def wake(_: asyncio.Future[T]) -> None:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+            future.add_done_callback(wake)
+            self._waiters += 1
+            try:
+                yield from waiter
+            except asyncio.CancelledError:
+                if self._waiters == 1 and self._on_abandon is not None and self._on_abandon():
+                    self._withdraw()
+                raise
+            finally:
+                self._waiters -= 1
+                future.remove_done_callback(wake)
+        return self._future.result()
+
+    def done(self) -> bool:
+        """Return whether the operation has ended, by a result, an error or a withdrawal."""
+        return self._future.done()
+
+    def result(self) -> T:
+        """Return the result, or raise the operation's error.
+
+        Raises:
+            asyncio.InvalidStateError: it is not done yet.
+        """
+        return self._future.result()
+
+    def exception(self) -> BaseException | None:
+        """Return the operation's error, or None where it succeeded.
+
+        Raises:
+            asyncio.InvalidStateError: it is not done yet.
+        """
+        return self._future.exception()
+
+    def add_done_callback(self, callback: Callable[[Work[T]], object]) -> None:
+        """Call `callback(work)` on the loop once the operation has ended; soon, if it already has."""
+        self._future.add_done_callback(lambda _: callback(self))
+
+    async def wait_stream(self) -> None:
+        """Return once the operation is issued and ordered before the current stream's later work.
+
+        In host memory there are no streams: the same as awaiting the Work.
+        """
+        await self
+
+    def __repr__(self) -> str:
+        if not self._future.done():
+            state = "pending"
+        elif self._future.cancelled():
+            state = "withdrawn"
+        else:
+            # Reading the private slot keeps an unseen failure unseen.
+            state = "failed" if self._future._exception is not None else "done"
+        return f"<Work {self.description} {state}>"
+
+    def _succeed(self, result: T) -> None:
+        if not self._future.done():
+            self._future.set_result(result)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._future.done():
+            self._future.set_exception(error)
+
+    def _withdraw(self) -> None:
+        """Make the Work cancelled, also where its result had arrived unseen: it went to the next recv."""
+        if self._future.done():
+            self._future = self._future.get_loop().create_future()
+        self._future.cancel()
