@@ -41,7 +41,7 @@ class Rounds:
         finally:
             del self._waiting[name]
 
-    def hear(self, src: int, message: tuple[Any, ...]) -> None:
+    def hear(self, message: tuple[Any, ...]) -> None:
         """Take a ("round", ...) message."""
         _, name, ranks = message
         if ranks is None:

@@ -1,0 +1,133 @@
+"""From agreed to done: staging, issuing and finishing the collectives of one epoch, in the order of their places."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from collective._core.offload import LONG, offload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from collective._core.operations import Operation
+    from collective.abc import DataPlane
+    from collective.work import Work
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A collective that is not done."""
+
+    place: int
+    operation: Operation
+    work: Work[Any]
+    timer: asyncio.TimerHandle | None = None
+    issued: bool = False
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.work._fail(error)
+
+
+class Pipeline:
+    """Issues agreed collectives to a data plane.
+
+    :param on_done: called with each collective when its Work is done.
+    :param on_failure: called with a collective that this member cannot take part in after all.
+    """
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        *,
+        on_done: Callable[[Pending], None],
+        on_failure: Callable[[Pending, BaseException], None],
+    ) -> None:
+        self._plane = plane
+        self._on_done = on_done
+        self._on_failure = on_failure
+        self._queue: deque[Pending] = deque()
+        self._staging = False
+
+    def add(self, pending: Pending) -> None:
+        """Take a collective that all members agreed on; they come in the order of their places."""
+        self._queue.append(pending)
+        self._pump()
+
+    def clear(self) -> None:
+        """Issue nothing any more of what has come so far."""
+        self._queue.clear()
+
+    def _pump(self) -> None:
+        # One whose input takes long to stage holds up those behind it: they are issued in order.
+        while self._queue and not self._staging:
+            pending = self._queue[0]
+            if pending.operation.stage_bytes > LONG:
+                self._staging = True
+                offload(pending.operation.stage).add_done_callback(partial(self._staged, pending))
+                return
+            self._queue.popleft()
+            try:
+                pending.operation.stage()
+            except Exception as error:  # no memory, a device's error: the others wait for this member
+                self._on_failure(pending, error)
+                return
+            self._issue(pending)
+
+    def _staged(self, pending: Pending, staging: asyncio.Future[None]) -> None:
+        self._staging = False
+        error = staging.exception()
+        if not self._queue or self._queue[0] is not pending:
+            return  # cleared meanwhile
+        self._queue.popleft()
+        if error is not None:
+            self._on_failure(pending, error)
+            return
+        self._issue(pending)
+        self._pump()
+
+    def _issue(self, pending: Pending) -> None:
+        pending.issued = True
+        try:
+            completion = pending.operation.issue(self._plane)
+        except Exception as error:  # as above
+            self._on_failure(pending, error)
+            return
+        if completion is None:
+            self._finish(pending)
+        else:
+            asyncio.ensure_future(completion).add_done_callback(partial(self._moved, pending))
+
+    def _moved(self, pending: Pending, completion: asyncio.Future[Any]) -> None:
+        if completion.cancelled():
+            return
+        error = completion.exception()
+        if error is not None:
+            self._on_failure(pending, error)
+        elif not pending.work.done():
+            self._finish(pending)
+
+    def _finish(self, pending: Pending) -> None:
+        if pending.operation.long_finish:
+            offload(pending.operation.finish).add_done_callback(partial(self._finished, pending))
+            return
+        finished: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        try:
+            finished.set_result(pending.operation.finish())
+        except Exception as error:  # this member alone cannot take its result; the others have theirs
+            finished.set_exception(error)
+        self._finished(pending, finished)
+
+    def _finished(self, pending: Pending, finished: asyncio.Future[Any]) -> None:
+        error = finished.exception()
+        if error is None:
+            pending.work._succeed(finished.result())
+        else:
+            pending.work._fail(error)
+        self._on_done(pending)

@@ -1,0 +1,134 @@
+"""How the members of a group go from one epoch to the next, together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from collective._core.rounds import Rounds
+from collective.errors import BackendError, CollectiveError, CollectiveTimeout, GroupClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from collective._core.engine import Engine
+
+
+class Resets:
+    """One member's part in forming a group and in its resets."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._rounds = Rounds(engine.rank, engine.size, loop=engine.loop, post=engine.fabric.post)
+        self._running: asyncio.Task[None] | None = None
+        self._questions = itertools.count()
+        self._acks: dict[tuple[int, int], asyncio.Future[None]] = {}
+
+    async def open(self) -> None:
+        """Open the current epoch: all members do."""
+        engine = self._engine
+        try:
+            await engine.current.plane.open()
+        except BackendError:
+            engine.raise_lost()  # which explains it better
+            raise
+        await self._join("open")
+
+    async def reset(self) -> None:
+        """Drop what is pending and start a new epoch; callers while one is under way join it."""
+        task = self._running
+        if task is None:
+            task = self._running = self._engine.fabric.spawn(self._reset())
+            task.add_done_callback(self._ended)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise GroupClosed(self._engine.name, "reset()") from None
+            raise
+
+    async def reset_everywhere(self) -> None:
+        """Have every member reset, and return once all have. Does nothing where the group is not broken."""
+        engine = self._engine
+        if engine.current.fault is None and self._running is None:
+            return
+        engine.raise_lost()
+        target = engine.current.number + (engine.current.fault is not None)
+        question = next(self._questions)
+        acks: dict[int, asyncio.Future[None]] = {rank: engine.loop.create_future() for rank in engine.others()}
+        for rank, ack in acks.items():
+            self._acks[question, rank] = ack
+            engine.fabric.post(rank, ("reset!", question, target))
+        try:
+            await self._reset_to(target)
+            if acks:
+                await asyncio.wait(acks.values(), timeout=engine.timeout)
+        finally:
+            for rank in acks:
+                del self._acks[question, rank]
+        engine.raise_lost()
+
+    def hear(self, src: int, message: tuple[Any, ...]) -> None:
+        """Take a ("round" | "reset!" | "reset.", ...) message."""
+        kind = message[0]
+        if kind == "round":
+            self._rounds.hear(message)
+        elif kind == "reset!":
+            self._engine.fabric.spawn(self._reset_for(src, message[1], message[2]))
+        else:
+            self._acknowledge(message[1], src)
+
+    def fail(self, error: Callable[[], Exception]) -> None:
+        """Raise an error in whoever waits for the others."""
+        self._rounds.fail(error)
+
+    def lose(self, rank: int, error: Callable[[], Exception]) -> None:
+        """Wait for a member no more."""
+        self._rounds.fail(error)
+        for question, other in self._acks:
+            if other == rank:
+                self._acknowledge(question, rank)
+
+    def _acknowledge(self, question: int, rank: int) -> None:
+        ack = self._acks.get((question, rank))
+        if ack is not None and not ack.done():
+            ack.set_result(None)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running = None
+        if not task.cancelled():
+            task.exception()  # whoever awaits reset() is told
+
+    async def _reset(self) -> None:
+        engine = self._engine
+        engine.end_epoch(f"{engine.me} called reset()")
+        await self._join("reset")
+        engine.start_epoch()
+        try:
+            await self.open()
+        except CollectiveError as error:
+            engine.break_everywhere(f"it could not be opened again on {engine.me}: {error}")
+            raise
+
+    async def _reset_to(self, target: int) -> None:
+        while self._engine.current.number < target or self._running is not None:
+            await self.reset()
+
+    async def _reset_for(self, rank: int, question: int, target: int) -> None:
+        with contextlib.suppress(CollectiveError):  # the asking member's own reset raises the same
+            await self._reset_to(target)
+        self._engine.fabric.post(rank, ("reset.", question))
+
+    async def _join(self, phase: str) -> None:
+        """Wait until every member has come to this point."""
+        engine = self._engine
+        number = engine.current.number
+        engine.raise_lost()
+        try:
+            async with asyncio.timeout(engine.timeout):
+                await self._rounds.join(phase, number)
+        except TimeoutError:
+            missing = [engine.name_of(rank) for rank in self._rounds.missing(phase, number)]
+            raise CollectiveTimeout(engine.name, f"{phase}() of epoch {number}", engine.timeout, missing) from None
