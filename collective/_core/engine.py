@@ -11,6 +11,7 @@ from collective import scopes
 from collective._backends import make_plane
 from collective._core import rollcall, tree
 from collective._core.agreement import Agreement, Calls, Metas, Record
+from collective._core.epoch import Epoch
 from collective._core.fabric import Fabric
 from collective._core.mailbox import Mailbox
 from collective._core.operations import Disagreement, Operation
@@ -32,32 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from collective._core.operands import Spec
-    from collective.abc import Channel, DataPlane, Endpoint
+    from collective.abc import Channel, Endpoint
     from collective.types import Credential, Member
 
 LIBRARY_GRACE = 0.5
 """Seconds that an error of a library below waits for the loss of a peer to explain it."""
-
-
-class Epoch:
-    """What lives for one epoch of a group: after it, nothing of it is delivered."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.next_place = 0
-        self.pending: dict[int, Pending] = {}
-        self.tasks: set[asyncio.Task[Any]] = set()
-        self.fault: Callable[[], Exception] | None = None
-        self.mismatch: tuple[int, Calls] | None = None
-        self.on_end: list[Callable[[str], None]] = []
-        self.agreement: Agreement
-        self.mailbox: Mailbox
-        self.plane: DataPlane
-        self.pipeline: Pipeline
-
-    def forget(self, pending: Pending) -> None:
-        """Drop a collective that is done."""
-        self.pending.pop(pending.place, None)
 
 
 class Engine:
@@ -130,7 +110,7 @@ class Engine:
         epoch = self.current
         if any(entry.issued for entry in epoch.pending.values()):
             epoch.plane.abandon()
-        self._end(epoch, lambda: GroupClosed(self.name, "an operation was pending"), "it was closed")
+        epoch.end(lambda: GroupClosed(self.name, "an operation was pending"), "it was closed")
         epoch.fault = epoch.fault or (lambda: GroupClosed(self.name, "an operation"))
         self._flood(("leave", epoch.number, epoch.next_place), everyone=True)
         with contextlib.suppress(TimeoutError):
@@ -295,7 +275,7 @@ class Engine:
 
     def _break(self, epoch: Epoch, error: Callable[[], Exception], why: str) -> None:
         epoch.fault = error
-        self._end(epoch, error, why)
+        epoch.end(error, why)
         epoch.plane.abandon()
 
     def end_with_parent(self, parent: str, why: str) -> None:
@@ -315,20 +295,6 @@ class Engine:
             callback(str(self.current.fault()))
         else:
             self.current.on_end.append(callback)
-
-    def _end(self, epoch: Epoch, error: Callable[[], Exception], why: str) -> None:
-        """Fail what is pending in an epoch."""
-        epoch.agreement.end()
-        epoch.pipeline.clear()
-        pending, epoch.pending = epoch.pending, {}
-        for entry in pending.values():
-            entry.fail(error())
-        epoch.mailbox.end(error)
-        for task in epoch.tasks:
-            task.cancel()
-        for callback in epoch.on_end:
-            callback(why)
-        epoch.on_end.clear()
 
     def _fault_at(self, epoch: Epoch, place: int) -> Exception:
         if epoch.mismatch is not None and epoch.mismatch[0] == place:
