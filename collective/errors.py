@@ -140,6 +140,7 @@ class PeerLost(GroupError, ConnectionError):
 
 def _rebuild(cls: type[CollectiveError], args: tuple[object, ...], state: dict[str, object]) -> CollectiveError:
     error = cls.__new__(cls, *args)
+    error.args = args  # OSError, a base of some, leaves that to __init__
     error.__dict__.update(state)
     return error
 

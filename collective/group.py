@@ -264,7 +264,8 @@ class Group:
             engine.at_end_of_epoch(lambda why: subgroup.end_with_parent(engine.name, why))
             work._succeed(Group(subgroup))
         except asyncio.CancelledError:
-            work._fail(engine.fault() or GroupClosed(engine.name, "split()"))
+            error = agreed.exception() if agreed.done() else None
+            work._fail(error or engine.fault() or GroupClosed(engine.name, "split()"))
             raise
         except Exception as error:  # the Work's to raise
             work._fail(error)

@@ -50,12 +50,15 @@ class CallScope:
         Returns their tokens, with which `reset_everywhere` can be called in this process.
         """
         left: dict[Engine, Work[Any]] = {}
-        for work, engine in self._pending.items():
-            if not work.done():
-                left.setdefault(engine, work)
+        unfinished = [(work, engine) for work, engine in self._pending.items() if not work.done()]
         self._pending.clear()
+        for work, engine in unfinished:
+            left.setdefault(engine, work)
         for engine, work in left.items():
             engine.break_everywhere(f"{engine.me} left {work.description} unfinished: {reason}")
+        for work, _ in unfinished:
+            if work.done():
+                work.exception()  # the call that would have seen it has ended; `reason` tells why
         return [engine.token for engine in left]
 
     def _add(self, work: Work[Any], engine: Engine) -> None:

@@ -77,6 +77,7 @@ class Engine:
         self.fabric.on_message = self._hear
         self.fabric.on_data = self._take_data
         self.fabric.on_lost = partial(self.lose, tell=True)
+        self.fabric.on_own_end = self.abandon
         self._early: list[Callable[[], None]] = []
         self._lost: dict[int, str] = {}
         self._left: dict[int, int] = {}

@@ -35,8 +35,8 @@ class _Outbox:
 class Fabric:
     """Posts to and hears from the other members by rank; links open on first use.
 
-    Posts to one peer arrive in order. `on_message(rank, message, buffers)`, `on_data(rank, ticket, channel)` and
-    `on_lost(rank, cause)` run on the loop.
+    Posts to one peer arrive in order. `on_message(rank, message, buffers)`, `on_data(rank, ticket, channel)`,
+    `on_lost(rank, cause)` and `on_own_end()`, when this member's own endpoint has closed, run on the loop.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Fabric:
         self.on_message: Callable[[int, tuple[Any, ...], list[memoryview]], None]
         self.on_data: Callable[[int, Any, Channel], None]
         self.on_lost: Callable[[int, str], None]
+        self.on_own_end: Callable[[], None]
 
     def serve(self) -> None:
         """Take what the others send from now on, what has waited included."""
@@ -158,7 +159,11 @@ class Fabric:
             outbox.task = None
 
     def _lose(self, rank: int, error: Exception) -> None:
-        if not self._closed and not isinstance(error, LinkClosed):
+        if self._closed:
+            return
+        if isinstance(error, LinkClosed):
+            self.on_own_end()
+        else:
             self.on_lost(rank, str(error))
 
     def _accept(self, channel: Channel) -> None:

@@ -115,13 +115,13 @@ class Mailbox:
         work: Work[None] = Work(f"send({spec}, dst={dst}, tag={tag})")
         nbytes = spec.nbytes
         if nbytes <= LARGE and self._buffered.get(dst, 0) + nbytes <= EAGER:
+            self._buffered[dst] = self._buffered.get(dst, 0) + nbytes
             data = as_bytes(flat(tensor))
             if dst == self._rank:
                 data = data.copy()
                 self._arrive(_Arrival(dst, tag, spec, data, data, cost=nbytes))
             else:
                 self._tell(dst, ("eager", tag, tuple(spec)), [data.data] if nbytes else [])
-            self._buffered[dst] = self._buffered.get(dst, 0) + nbytes
             work._succeed(None)
             return work
         self._tickets += 1

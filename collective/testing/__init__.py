@@ -1,0 +1,45 @@
+"""The conformance suite of groups: what every backend must do, as checks that a test module runs.
+
+A test module for a backend is this:
+
+    import pytest
+    from collective.testing import conformance_cases
+
+    @pytest.mark.parametrize("case", conformance_cases("mine"), ids=str)
+    def test_conformance(case):
+        case.run()
+
+A case is one check on one backend with one group size and one mix of array kinds. It runs by itself, on an event loop
+of its own, in one process: each rank has an endpoint of its own, joined to the others by memory links. It needs no
+pytest, raises AssertionError (or what an operation raised, where it should not have) with the parameters that failed,
+and never hangs: every case has a deadline. It also fails where it leaves a task behind, or an error that nobody saw.
+
+What a check demands is in its docstring; `CHECKS` has them all. To write more of them, take `check` and `world`.
+"""
+
+from collective.testing import (
+    _breaking,
+    _errors,
+    _moving,
+    _ordering,
+    _outputs,
+    _point_to_point,
+    _reducing,
+    _subgroups,
+    _works,
+)
+from collective.testing._cases import MIXES, Case, Check, cases, check, checks_of
+from collective.testing._world import World, world
+
+CHECKS = checks_of(
+    [_reducing, _moving, _outputs, _point_to_point, _ordering, _subgroups, _works, _errors, _breaking]
+)
+"""Every check of the suite."""
+
+
+def conformance_cases(backend: str, sizes: tuple[int, ...] = (1, 2, 3, 4)) -> list[Case]:
+    """Return every case of the suite for a backend, in an order that finds the simple failures first."""
+    return cases(CHECKS, backend, sizes)
+
+
+__all__ = ["CHECKS", "MIXES", "Case", "Check", "World", "check", "conformance_cases", "world"]

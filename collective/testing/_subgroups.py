@@ -1,0 +1,195 @@
+"""Checks of what a group says of itself, and of `split`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from collective.errors import CollectiveMismatch, GroupError
+from collective.testing._arrays import check_array
+from collective.testing._cases import check
+from collective.testing._world import attempt, outcome, outcomes, refused, turns, until
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from collective.group import Group
+    from collective.testing._world import World
+
+
+@check(sizes=(4,), roles=(("reader", 1), ("trainer", 3)))
+async def groups_describe_themselves(world: World) -> None:
+    """Name, rank, size and the ranks of each role; a role that the group lacks is an error; repr hides secrets."""
+    for rank, group in enumerate(world.groups):
+        assert (group.name, group.rank, group.size) == ("group", rank, 4)
+        assert group.ranks("reader") == [0]
+        assert group.ranks("trainer") == [1, 2, 3]
+        refused(lambda group=group: group.ranks("nobody"), ValueError)  # type: ignore[misc]
+        assert "conformance conformance" not in repr(group)
+        assert group.statistics() is not None
+    assert len({group.epoch for group in world.groups}) == 1
+
+
+@check()
+async def split_by_color(world: World) -> None:
+    """Members of one color form a group, in the order of (key, rank); color None gets None."""
+    size = world.size
+    for colors in ([0] * size, [rank % 2 for rank in world.ranks], list(world.ranks), [None] * size, [5, *[None] * (size - 1)]):
+        for keys in ([0] * size, [-rank for rank in world.ranks], [rank % 2 for rank in world.ranks]):
+            subgroups = await _split(world.groups, colors, keys)
+            for rank, subgroup in enumerate(subgroups):
+                color = colors[rank]
+                if color is None:
+                    assert subgroup is None, f"color None gave rank {rank} {subgroup!r}"
+                    continue
+                assert subgroup is not None
+                members = sorted((keys[other], other) for other in world.ranks if colors[other] == color)
+                ranks = [other for _, other in members]
+                assert (subgroup.rank, subgroup.size) == (ranks.index(rank), len(ranks))
+            for color in {color for color in colors if color is not None}:
+                await _try_out([group for rank, group in enumerate(subgroups) if colors[rank] == color])
+    await world.call(lambda group: group.barrier())
+
+
+async def _split(
+    groups: Sequence[Group], colors: Sequence[int | None], keys: Sequence[int] | None = None
+) -> list[Group | None]:
+    keys = keys or [0] * len(groups)
+    works = [group.split(color, key) for group, color, key in zip(groups, colors, keys, strict=True)]
+    return [await work for work in works]
+
+
+async def _try_out(groups: Sequence[Group | None]) -> None:
+    """Run a collective and a ring of sends in a subgroup."""
+    present = sorted((group for group in groups if group is not None), key=lambda group: group.rank)
+    size = len(present)
+    works = [group.allgather(np.array([10 * group.rank])) for group in present]
+    for work in works:
+        check_array(await work, np.arange(size) * 10, "numpy")
+    for group in present:
+        await group.send(np.array([group.rank]), (group.rank + 1) % size)
+    for group in present:
+        check_array(await group.recv((group.rank - 1) % size), np.array([(group.rank - 1) % size]), "numpy")
+
+
+@check(sizes=(4,), roles=(("reader", 2), ("trainer", 2)))
+async def subgroups_know_roles(world: World) -> None:
+    """The ranks of a role in a subgroup are the subgroup's own."""
+    subgroups = await _split(world.groups, [rank % 2 for rank in world.ranks], [-rank for rank in world.ranks])
+    for subgroup in subgroups:
+        assert subgroup is not None
+        assert subgroup.ranks("trainer") == [0]
+        assert subgroup.ranks("reader") == [1]
+
+
+@check(sizes=(4,))
+async def split_nests(world: World) -> None:
+    """A subgroup splits like any group, and works beside its parents."""
+    halves = await _split(world.groups, [0, 0, 1, 1])
+    singles: list[Group | None] = []
+    for pair in (halves[:2], halves[2:]):
+        present = [group for group in pair if group is not None]
+        singles += await _split(present, [0, 1])
+        again = await _split(present, [7, 7], [1, 0])
+        await _try_out(again)
+    for single in singles:
+        await _try_out([single])
+    await _try_out(halves[:2])
+    await _try_out(halves[2:])
+    await _try_out(world.groups)
+
+
+@check(sizes=(1, 2, 3))
+async def split_takes_its_place(world: World) -> None:
+    """A split is ordered among the collectives around it; several may be in flight at once."""
+    before = [group.allreduce(np.ones(2)) for group in world.groups]
+    splits = [[group.split(color) for group in world.groups] for color in (3, 3, 4)]
+    after = [group.allreduce(np.ones(2)) for group in world.groups]
+    for work in (*before, *after):
+        check_array(await work, np.full(2, float(world.size)), "numpy")
+    for works in splits:
+        await _try_out([await work for work in works])
+
+
+@check(sizes=(1, 2, 3))
+async def subgroups_close_alone(world: World) -> None:
+    """Closing a subgroup leaves its parent and its siblings at work."""
+    closing = await _split(world.groups, [0] * world.size)
+    staying = await _split(world.groups, [0] * world.size)
+    for group in closing:
+        assert group is not None
+        await group.aclose()
+        assert isinstance(await outcome(attempt(group.barrier)), GroupError)
+    await _try_out(staying)
+    await _try_out(world.groups)
+
+
+@check(sizes=(1, 2, 3, 4))
+async def subgroups_die_with_the_epoch(world: World) -> None:
+    """After its parent was reset, a subgroup raises on every member; a new split works."""
+    for _ in range(2):
+        subgroups = await _split(world.groups, [0] * world.size)
+        await _try_out(subgroups)
+        first = subgroups[0]
+        assert first is not None
+        pending = first.barrier() if world.size > 1 else None
+        await world.reset()
+        for group in subgroups:
+            assert group is not None
+            error = await outcome(attempt(group.barrier))
+            assert isinstance(error, GroupError), f"a subgroup of an ended epoch gave {error!r}"
+        if pending is not None:
+            assert isinstance(await outcome(pending), GroupError)
+        await _try_out(await _split(world.groups, [1] * world.size))
+        await _try_out(world.groups)
+
+
+@check(sizes=(1, 2, 3))
+async def subgroups_close_with_their_parent(world: World) -> None:
+    """A member that closes the parent cannot use its subgroup any more."""
+    subgroups = await _split(world.groups, [0] * world.size)
+    for group in world.groups:
+        await group.aclose()
+    for group in subgroups:
+        assert group is not None
+        error = await outcome(attempt(group.barrier))
+        assert isinstance(error, GroupError), f"a subgroup of a closed group gave {error!r}"
+
+
+@check(sizes=(2, 3, 4))
+async def trouble_in_a_subgroup_stays_there(world: World) -> None:
+    """A mismatch in a subgroup breaks neither its parent nor its siblings, and its own reset mends it."""
+    one = await _split(world.groups, [0] * world.size)
+    other = await _split(world.groups, [0] * world.size)
+    present = [group for group in one if group is not None]
+    works = [group.allreduce(np.ones(1 + group.rank)) for group in present]
+    for error in await outcomes(works):
+        assert isinstance(error, CollectiveMismatch), f"got {error!r}"
+    await _try_out(other)
+    await _try_out(world.groups)
+    async with asyncio.TaskGroup() as tasks:
+        for group in present:
+            tasks.create_task(group.reset())
+    await _try_out(one)
+
+
+@check(sizes=(1, 2))
+async def bad_split_is_refused(world: World) -> None:
+    """A color or key that is no int raises at the call."""
+    for color, key in (("red", 0), (0, "first"), (1.5, 0)):
+        for group in world.groups:
+            refused(lambda group=group, color=color, key=key: group.split(color, key), TypeError)  # type: ignore[misc]
+        await world.reset()
+
+
+@check(sizes=(2, 3))
+async def unfinished_split_ends_with_the_group(world: World) -> None:
+    """A split that not all have called ends with an error when its caller closes the group."""
+    work = world.groups[0].split(0)
+    await turns()
+    assert not work.done()
+    await world.groups[0].aclose()
+    await until(work.done)
+    assert isinstance(work.exception(), GroupError)

@@ -1,0 +1,203 @@
+"""A whole group in one process: every rank with an endpoint of its own, joined by memory links."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from collective.formation import form_group
+from collective.links import open_endpoint
+from collective.testing._arrays import make
+from collective.types import Credential, GroupSpec, Member
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+
+    import numpy as np
+
+    from collective.abc import Endpoint
+    from collective.group import Group
+    from collective.testing._arrays import Array
+    from collective.work import Work
+
+T = TypeVar("T")
+
+TIMEOUT = 20.0
+"""Seconds that a group of a world waits for its members, unless the check says otherwise."""
+
+
+class World:
+    """The ranks of one group, and what a check does with them.
+
+    :ivar groups: what each rank holds, in rank order.
+    :ivar endpoints: each rank's endpoint; `endpoints[r].abort()` is the death of rank r.
+    :ivar kinds: the kind of array that each rank uses.
+    :ivar unseen: what reached the loop's exception handler; a check that leaves anything here has failed.
+    """
+
+    def __init__(self, backend: str, kinds: Sequence[str], endpoints: Sequence[Endpoint], roles: Sequence[str]) -> None:
+        self.backend = backend
+        self.kinds = tuple(kinds)
+        self.endpoints = list(endpoints)
+        self.groups: list[Group] = []
+        self.unseen: list[dict[str, Any]] = []
+        self._roles = roles
+        self._formed: list[Group] = []
+
+    @property
+    def size(self) -> int:
+        """The number of ranks."""
+        return len(self.endpoints)
+
+    @property
+    def ranks(self) -> range:
+        """Every rank."""
+        return range(self.size)
+
+    def member(self, rank: int) -> str:
+        """Return how messages name the member of that group-local rank, as in "worker[1]"."""
+        return str(_members(self.endpoints, self._roles)[rank])
+
+    def make(self, rank: int, values: np.ndarray, form: str = "contiguous") -> Array:
+        """Return a new array of that rank's kind."""
+        return make(self.kinds[rank], values, form)
+
+    async def form(self, name: str, *, timeout: float = TIMEOUT) -> list[Group]:
+        """Form another group over the same endpoints."""
+        members = _members(self.endpoints, self._roles)
+        spec = GroupSpec(name, tuple(dict.fromkeys(self._roles)), self.backend, timeout)
+        async with asyncio.TaskGroup() as tasks:
+            forming = [
+                tasks.create_task(
+                    form_group(endpoint, spec, members, rank, key=f"{name}.{id(self)}", credential=_CREDENTIAL)
+                )
+                for rank, endpoint in enumerate(self.endpoints)
+            ]
+        groups = [task.result() for task in forming]
+        self._formed += groups
+        return groups
+
+    async def call(self, issue: Callable[[Group], Work[Any]], groups: Sequence[Group] | None = None) -> list[Any]:
+        """Issue an operation on every rank, then await all; return the results in rank order.
+
+        Raises:
+            ExceptionGroup: of every error, where there was any.
+        """
+        return values([await outcome(work) for work in [issue(group) for group in groups or self.groups]])
+
+    async def each(self, program: Callable[[Group], Coroutine[Any, Any, T]]) -> list[T]:
+        """Run a program on every rank, each in a task of its own; return the results in rank order."""
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(program(group)) for group in self.groups]
+        return [task.result() for task in running]
+
+    async def reset(self) -> None:
+        """Reset the group on every rank."""
+        async with asyncio.TaskGroup() as tasks:
+            for group in self.groups:
+                tasks.create_task(_wait(group.reset()))
+
+    async def aclose(self) -> None:
+        """Close every group, then every endpoint."""
+        for group in self._formed:
+            await group.aclose()
+        for endpoint in self.endpoints:
+            await endpoint.aclose()
+
+
+_CREDENTIAL = Credential("conformance", b"conformance conformance conformance")
+
+
+@asynccontextmanager
+async def world(
+    backend: str,
+    size: int,
+    *,
+    kinds: Sequence[str] | None = None,
+    timeout: float = TIMEOUT,  # noqa: ASYNC109: a property of the group, not of this call
+    roles: Mapping[str, int] | None = None,
+) -> AsyncIterator[World]:
+    """Open a world of `size` ranks and form its group.
+
+    :param kinds: the kind of array of each rank; numpy on all by default.
+    :param timeout: the group's, in seconds.
+    :param roles: how many members each role has, in rank order; all are workers by default.
+    """
+    names = [role for role, count in (roles or {"worker": size}).items() for _ in range(count)]
+    endpoints = [await open_endpoint(kinds=("memory",)) for _ in range(size)]
+    opened = World(backend, kinds or ["numpy"] * size, endpoints, names)
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: opened.unseen.append(context))
+    try:
+        for endpoint in endpoints:
+            endpoint.grant(_CREDENTIAL)
+        opened.groups = await opened.form("group", timeout=timeout)
+        yield opened
+    finally:
+        await opened.aclose()
+        loop.set_exception_handler(before)
+
+
+def _members(endpoints: Sequence[Endpoint], roles: Sequence[str]) -> list[Member]:
+    return [
+        Member(role, roles[:index].count(role), endpoint.address)
+        for index, (role, endpoint) in enumerate(zip(roles, endpoints, strict=True))
+    ]
+
+
+async def _wait(awaitable: Awaitable[object]) -> None:
+    await awaitable
+
+
+async def outcome(work: Awaitable[Any] | BaseException) -> Any:
+    """Await something and return its result or its error; what `attempt` returned may be passed as it is."""
+    if isinstance(work, BaseException):
+        return work
+    try:
+        return await work
+    except Exception as error:
+        return error
+
+
+async def outcomes(works: Iterable[Awaitable[Any] | BaseException]) -> list[Any]:
+    """Return the outcome of each."""
+    return [await outcome(work) for work in works]
+
+
+def attempt(issue: Callable[[], T]) -> T | Exception:
+    """Issue an operation; return its Work, or the error that it raised at the call."""
+    try:
+        return issue()
+    except Exception as error:
+        return error
+
+
+def refused(issue: Callable[[], object], *kinds: type[Exception]) -> Exception:
+    """Assert that a call raises one of these at once, and return the error."""
+    try:
+        result = issue()
+    except kinds as error:
+        return error
+    raise AssertionError(f"the call returned {result!r}; it must raise {' or '.join(kind.__name__ for kind in kinds)}")
+
+
+def values(results: Sequence[Any]) -> list[Any]:
+    """Return results, or raise the errors among them together."""
+    errors = [result for result in results if isinstance(result, Exception)]
+    if errors:
+        raise ExceptionGroup("members failed", errors)
+    return list(results)
+
+
+async def turns(count: int = 20) -> None:
+    """Let the loop make some turns."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until a condition holds; the check's own deadline bounds it."""
+    while not condition():  # noqa: ASYNC110: there is no event to wait for
+        await asyncio.sleep(0.001)

@@ -1,0 +1,10 @@
+"""The backend "gloo" passes the conformance suite."""
+
+import pytest
+
+from collective.testing import Case, conformance_cases
+
+
+@pytest.mark.parametrize("case", conformance_cases("gloo"), ids=str)
+def test_conformance(case: Case) -> None:
+    case.run()
