@@ -199,6 +199,7 @@ class PlaneContext:
     :param key: unique to (group, epoch), equal on its members.
     :param tell: post a small message to another rank's data plane.
     :param timeout: the group's timeout in seconds.
+    :param interface: the address at which the other members reach this host, for a data plane that listens.
     """
 
     group: str
@@ -207,6 +208,7 @@ class PlaneContext:
     size: int
     tell: Callable[[int, bytes], None]
     timeout: float
+    interface: str = "127.0.0.1"
 
 
 class DataPlane(ABC):

@@ -120,12 +120,14 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     library, _, local = name.rpartition(":") if name.startswith(("torch:", "ml_dtypes:")) else ("", "", name)
     if library == "torch":
         return np.dtype(f"V{getattr(importlib.import_module('torch'), local).itemsize}")
+    dtype: np.dtype[Any]
     if library == "ml_dtypes":
-        return np.dtype(getattr(ml_dtypes, local))
-    if name.startswith("numpy:"):
-        described: np.dtype[Any] = np.lib.format.descr_to_dtype(ast.literal_eval(name.removeprefix("numpy:")))
-        return described
-    return np.dtype(name)
+        dtype = np.dtype(getattr(ml_dtypes, local))
+    elif name.startswith("numpy:"):
+        dtype = np.lib.format.descr_to_dtype(ast.literal_eval(name.removeprefix("numpy:")))
+    else:
+        dtype = np.dtype(name)
+    return dtype
 
 
 def to_host(x: Array) -> np.ndarray:

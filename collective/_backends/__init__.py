@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from collective.abc import DataPlane, PlaneContext
 
 NAMES = ("gloo", "memory")
+_SLOW_IMPORTS = {"gloo": "collective._backends._gloo_mesh"}
 
 
 def make_plane(name: str, context: PlaneContext) -> DataPlane:
@@ -25,3 +30,14 @@ def make_plane(name: str, context: PlaneContext) -> DataPlane:
 
         return GlooPlane(context)
     raise ValueError(f"group {context.group!r}: unknown backend {name!r}; known are {', '.join(NAMES)}")
+
+
+def preload(names: Iterable[str]) -> None:
+    """Import what these data planes will import when they open; blocks for seconds, so run it in a thread.
+
+    What fails here fails again, and is reported, when the data plane opens.
+    """
+    for name in names:
+        if name in _SLOW_IMPORTS:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(_SLOW_IMPORTS[name])

@@ -1,15 +1,15 @@
-"""One ProcessGroupGloo, how its members meet, and how it is ended. Imports torch: only `gloo` imports this, off the loop."""
+"""One ProcessGroupGloo: how its members meet, what it moves, how it is ended. Imports torch: do so off the loop."""
 
 from __future__ import annotations
 
 import os
 import re
 import socket
+import sys
 import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import torch
 from torch import distributed
 
@@ -18,13 +18,14 @@ from collective.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
+
     from collective._backends._gloo_board import Board
 
 _CONNECT: Final = timedelta(seconds=60)
 """For connecting to members that have all published their addresses."""
 _STALL: Final = timedelta(minutes=30)
 """How long a transfer may make no progress. Members that died are noticed otherwise, long before."""
-_BYTE: Final = torch.uint8
 
 
 class Mesh:
@@ -35,27 +36,31 @@ class Mesh:
 
     def __init__(self, board: Board, rank: int, size: int, interface: str) -> None:
         """Meet the others; blocks for that long. Raises: BackendError."""
-        options = distributed.ProcessGroupGloo._Options()
+        gloo: Any = distributed.ProcessGroupGloo
+        options = gloo._Options()
         options._timeout = _CONNECT
         try:
             options._devices = [_device(interface)]
-            self._group = distributed.ProcessGroupGloo(_BoardStore(board), rank, size, options)
-            self._group.set_timeout(_STALL)  # type: ignore[attr-defined]
+            self._store = _BoardStore(board)  # the process group does not keep the Python part of it alive
+            self._group = gloo(self._store, rank, size, options)
+            self._group.set_timeout(_STALL)
         except RuntimeError as error:
-            raise BackendError(f"gloo: cannot connect the members: {describe(error)}") from error
+            raise translate(error) from error
         self._sockets = _connections(board.addresses())
 
     def exchange(
         self, received: np.ndarray, sent: np.ndarray, received_sizes: Sequence[int], sent_sizes: Sequence[int]
     ) -> distributed.Work:
         """Issue the transfer of consecutive parts of `sent`, one to each rank, into consecutive parts of `received`."""
-        return self._group.alltoall_base(
+        work: distributed.Work = self._group.alltoall_base(
             torch.from_numpy(received), torch.from_numpy(sent), list(received_sizes), list(sent_sizes)
         )
+        return work
 
     def broadcast(self, array: np.ndarray, root: int) -> distributed.Work:
         """Issue a broadcast of bytes."""
-        return self._group.broadcast(torch.from_numpy(array), root)
+        work: distributed.Work = self._group.broadcast(torch.from_numpy(array), root)
+        return work
 
     def sever(self) -> None:
         """Cut the connections, so that what is pending fails at once, here and on the others.
@@ -75,57 +80,59 @@ class Mesh:
             connection.close()
 
 
-def when_done(works: Sequence[distributed.Work], call: Callable[[str | None], None]) -> None:
-    """Call once all of them have ended, on one of Gloo's threads, with the reason why one failed or None."""
+def when_done(works: Sequence[distributed.Work], call: Callable[[Exception | None], None]) -> None:
+    """Call once all of them have ended, on one of Gloo's threads, with the error of one that failed or None."""
     lock = threading.Lock()
     left = len(works)
-    failed: str | None = None
+    failure: Exception | None = None
 
     def one_done(future: Any) -> None:
-        nonlocal left, failed
+        nonlocal left, failure
+        ours: Exception | None = None
         try:
             future.value()
-            reason = None
         except RuntimeError as error:
-            reason = describe(error)
+            ours = translate(error)
         with lock:
-            failed = failed or reason
+            failure = failure or ours
             left -= 1
-            last = left == 0
-        if last:
-            call(failed)
+            if left:
+                return
+        call(failure)
 
     for work in works:
         work.get_future().add_done_callback(one_done)
 
 
-def describe(error: BaseException) -> str:
-    """Return the message of an error of Gloo's without the place in its source that it starts with."""
-    return re.sub(r"^\[[^\]]*\]\s*", "", str(error))
+def translate(error: RuntimeError) -> BackendError:
+    """Return an error of Gloo's as this package's, without the place in its source that the message starts with."""
+    ours = BackendError("gloo: " + re.sub(r"^\[[^\]]*\]\s*", "", str(error)))
+    ours.__cause__ = error
+    return ours
 
 
-class _BoardStore(distributed.Store):
+class _BoardStore(distributed.Store):  # type: ignore[name-defined,misc]
     """The Store through which Gloo's members publish where they listen. It uses these three methods of it."""
 
     def __init__(self, board: Board) -> None:
         super().__init__()
         self._board = board
 
-    def set(self, key: str, value: bytes | str) -> None:  # type: ignore[override]
+    def set(self, key: str, value: bytes | str) -> None:
         self._board.publish(key, value.encode() if isinstance(value, str) else bytes(value))
 
     def get(self, key: str) -> bytes:
         return self._board.wait(key)
 
-    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:  # type: ignore[override]
+    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
         # Not bounded by Gloo's timeout: importing torch alone may take a slow member long, and `Board.close` ends it.
         for key in keys:
             self._board.wait(key)
 
 
 def _device(interface: str) -> Any:
-    """Return the device to listen on: torch's own variable goes first, then the address that this member is reached at."""
-    create = distributed.ProcessGroupGloo.create_device
+    """Return the device to listen on: torch's own variable goes first, then where others reach this host."""
+    create: Any = distributed.ProcessGroupGloo.create_device
     name = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
     return create(interface=name, lazy_init=False) if name else create(hostname=interface, lazy_init=False)
 
@@ -138,26 +145,33 @@ def _connections(addresses: Sequence[bytes]) -> list[socket.socket]:
     found = []
     for descriptor in os.listdir("/proc/self/fd"):
         try:
-            connection = socket.socket(fileno=os.dup(int(descriptor)))
-        except OSError:  # no socket, or closed meanwhile
+            duplicate = os.dup(int(descriptor))
+        except OSError:  # closed meanwhile
             continue
         try:
-            ends = [_kernel_form(end) for end in (connection.getsockname(), connection.getpeername())]
-        except OSError:  # not connected
-            ends = []
-        if any(end and end in address for end in ends for address in addresses):
+            connection = socket.socket(fileno=duplicate)
+        except OSError:  # no socket
+            os.close(duplicate)
+            continue
+        if any(end in address for end in _ends(connection) for address in addresses):
             found.append(connection)
         else:
             connection.close()
     return found
 
 
-def _kernel_form(address: Any) -> bytes:
-    """Return an internet address as the first bytes of a sockaddr, or nothing for another one."""
-    if not isinstance(address, tuple) or len(address) not in (2, 4):
-        return b""
-    host, port = address[0].partition("%")[0], address[1].to_bytes(2, "big")
-    if len(address) == 2:
-        return socket.AF_INET.to_bytes(2, "little") + port + socket.inet_pton(socket.AF_INET, host)
-    flow = address[2].to_bytes(4, "big")
-    return socket.AF_INET6.to_bytes(2, "little") + port + flow + socket.inet_pton(socket.AF_INET6, host)
+def _ends(connection: socket.socket) -> list[bytes]:
+    """Return both addresses of an internet connection; none of anything else."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return []
+    try:
+        return [_kernel_form(connection.family, *end) for end in (connection.getsockname(), connection.getpeername())]
+    except OSError:  # not connected
+        return []
+
+
+def _kernel_form(family: int, host: str, port: int, flow: int = 0, scope: int = 0) -> bytes:
+    """Return what a sockaddr begins with: family, port, an IPv6 address's flow, address."""
+    flow_bytes = flow.to_bytes(4, "big") if family == socket.AF_INET6 else b""
+    address = socket.inet_pton(family, host.partition("%")[0])
+    return family.to_bytes(2, sys.byteorder) + port.to_bytes(2, "big") + flow_bytes + address

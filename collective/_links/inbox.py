@@ -296,9 +296,9 @@ class Inbox:
     def _ask(self) -> None:
         """Ask for the message that is beyond the window, if there is one and somebody wants it now."""
         arriving = self._arriving
-        if arriving is None or arriving.granted or self._messages:
+        if arriving is None or arriving.granted:
             return
-        if self._on_message is not None or self._waiters:
+        if self._on_message is not None or (self._waiters and not self._messages):
             arriving.granted = True
             self._channel.mux.urge(frame_head(GRANT, self._channel.id, count=arriving.serial))
 

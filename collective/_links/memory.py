@@ -143,19 +143,17 @@ class MemoryKind(Kind):
 
     def reaches(self, address: Address) -> bool:
         listener = _listening.get(address.endpoint)
-        if listener is None:
-            return address.unix is None and address.tcp is None
-        return listener._loop is self._loop or (address.unix is None and address.tcp is None)
+        elsewhere = address.unix is not None or address.tcp is not None
+        return listener is not None and (listener._loop is self._loop or not elsewhere)
 
     async def dial(self, address: Address) -> Carrier:
-        listener = _listening.get(address.endpoint)
-        if listener is None or listener._accept is None:
-            raise LinkBroken(f"endpoint {address.endpoint} has no memory links in this process")
+        listener = _listening[address.endpoint]
         if listener._loop is not self._loop:
             raise LinkBroken(
                 f"endpoint {address.endpoint} belongs to event loop {listener._loop!r}, this one to {self._loop!r}; "
                 "memory links stay within one loop"
             )
+        assert listener._accept is not None
         carrier, other = MemoryCarrier.pair(f"endpoint {self._endpoint}", f"endpoint {address.endpoint}")
         listener._accept(other)
         return carrier

@@ -18,6 +18,7 @@ What a check demands is in its docstring; `CHECKS` has them all. To write more o
 """
 
 from collective.testing import (
+    _aliasing,
     _breaking,
     _errors,
     _moving,
@@ -32,7 +33,18 @@ from collective.testing._cases import MIXES, Case, Check, cases, check, checks_o
 from collective.testing._world import World, world
 
 CHECKS = checks_of(
-    [_reducing, _moving, _outputs, _point_to_point, _ordering, _subgroups, _works, _errors, _breaking]
+    [
+        _reducing,
+        _moving,
+        _outputs,
+        _aliasing,
+        _point_to_point,
+        _ordering,
+        _subgroups,
+        _works,
+        _errors,
+        _breaking,
+    ]
 )
 """Every check of the suite."""
 

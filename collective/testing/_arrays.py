@@ -120,7 +120,7 @@ def check_array(actual: Array, expected: np.ndarray, kind: str, *, exact: bool =
     assert values.shape == expected.shape, f"got shape {values.shape}, expected {expected.shape}"
     if same_values(values, expected):
         return
-    rounding = 4 * float(ml_dtypes.finfo(expected.dtype).eps) if expected.dtype.kind in "fc" else 0.0
+    rounding = 0.0 if exact else 4 * float(np.finfo(expected.dtype).eps)
     close = not exact and np.allclose(values, expected, rtol=rounding, atol=rounding, equal_nan=True)
     assert close, f"got {values!r:.300}, expected {expected!r:.300}"
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from collective.errors import GroupBroken, GroupError, PeerLost
+from collective.group import Group
 from collective.scopes import CallScope
 from collective.testing._arrays import check_array
 from collective.testing._cases import check
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
-    from collective.group import Group
     from collective.testing._world import World
     from collective.work import Work
 
@@ -44,7 +45,7 @@ def _collectives(length: int) -> dict[str, Issue]:
 
 @check(sizes=(2, 3, 4))
 async def abandoned_calls_break_the_group(world: World) -> None:
-    """A call that ends with an unfinished collective breaks the group on all: GroupBroken, naming rank and operation."""
+    """A call that ends with an unfinished collective breaks the group on all, naming rank, operation and line."""
     for rank in world.ranks:
         for name, issue in _collectives(8).items():
             with CallScope() as scope:
@@ -57,8 +58,7 @@ async def abandoned_calls_break_the_group(world: World) -> None:
                 for part in (f"rank {rank}", world.member(rank), name, "_breaking.py:", "it was cancelled"):
                     assert part in str(error), f"{name} left by rank {rank}: {part!r} is missing in {error}"
             for group in world.groups:
-                for call in (group.barrier, lambda group=group: group.recv(0)):  # type: ignore[misc]
-                    error = await outcome(attempt(call))
+                for error in await outcomes([attempt(group.barrier), attempt(group.recv, 0)]):
                     assert isinstance(error, GroupBroken), f"after {name} was left, rank {group.rank} got {error!r}"
             await world.reset()
             await works_again(world)
@@ -69,11 +69,10 @@ async def the_same_call_again(world: World) -> None:
     """A call that was cancelled anywhere in a collective, a reset, the same call again: right values, every time."""
     for length in (3, 200_000):
         for delay in range(0, 24, 3):
-            value = float(delay + 1)
-            scopes = [CallScope() for _ in world.ranks]
+            array = np.full(length, delay + 1.0)
             tasks = [
-                asyncio.create_task(_step(group, scope, length, value))
-                for group, scope in zip(world.groups, scopes, strict=True)
+                asyncio.create_task(_step(group, CallScope(), array))
+                for group in world.groups
                 if group.rank != delay % world.size or world.size == 1
             ]
             await turns(delay)
@@ -83,20 +82,19 @@ async def the_same_call_again(world: World) -> None:
             for task in tasks:
                 assert task.cancelled() or isinstance(task.exception(), GroupBroken) or world.size == 1
             await world.reset()
-            again = await world.each(lambda group, length=length, value=-value: _step(group, CallScope(), length, value))  # type: ignore[misc]
-            for result in again:
-                check_array(result, np.full(length, -value * world.size), "numpy")
+            for result in await world.each(partial(_step, scope=CallScope(), array=-array)):
+                check_array(result, -array * world.size, "numpy")
 
 
-async def _step(group: Group, scope: CallScope, length: int, value: float) -> Any:
+async def _step(group: Group, scope: CallScope, array: np.ndarray) -> Any:
     """What an actor's method does, and what the call layer does about it."""
     with scope:
         try:
-            await group.send(np.full(2, value), (group.rank + 1) % group.size)
-            shard = await group.reduce_scatter(np.full(length, value))
+            await group.send(array[:2], (group.rank + 1) % group.size)
+            shard = await group.reduce_scatter(array)
             whole = await group.allgather(shard)
             received = await group.recv((group.rank - 1) % group.size)
-            check_array(received, np.full(2, value), "numpy")
+            check_array(received, array[:2], "numpy")
             return whole
         except BaseException as error:
             scope.abandon(f"the call ended by {type(error).__name__}")
@@ -108,7 +106,7 @@ async def finished_calls_break_nothing(world: World) -> None:
     """Abandoning a scope whose collectives are done, or that issued only sends and recvs, breaks nothing."""
     with CallScope() as scope:
         receiving = world.groups[0].recv(1)
-        await world.call(lambda group: group.allreduce(np.ones(1)))
+        await world.call(Group.allreduce, np.ones(1))
     outside = world.groups[0].barrier()
     scope.abandon("it failed")
     await world.groups[1].send(np.ones(1), 0)
@@ -195,7 +193,7 @@ async def _reset(group: Group) -> None:
 
 @check(sizes=(2, 3, 4))
 async def death_ends_what_is_pending(world: World) -> None:
-    """When a member dies, every pending and later Work on the survivors raises PeerLost, naming role, rank and cause."""
+    """When a member dies, pending and later Work on the survivors raises PeerLost, naming role, rank and cause."""
     dead = world.size - 1
     survivors = world.groups[:-1]
     await works_again(world)
@@ -213,11 +211,10 @@ async def death_ends_what_is_pending(world: World) -> None:
             _check_loss(error, dead)
         for group in survivors:
             for issue in _collectives(8).values():
-                _check_loss(await outcome(attempt(lambda issue=issue, group=group: issue(group))), dead)  # type: ignore[misc]
+                _check_loss(await outcome(attempt(issue, group)), dead)
             for rank in world.ranks:
-                _check_loss(await outcome(attempt(lambda group=group, rank=rank: group.recv(rank))), dead)  # type: ignore[misc]
-                sending = attempt(lambda group=group, rank=rank: group.send(np.ones(1), rank))  # type: ignore[misc]
-                _check_loss(await outcome(sending), dead)
+                _check_loss(await outcome(attempt(group.recv, rank)), dead)
+                _check_loss(await outcome(attempt(group.send, np.ones(1), rank)), dead)
             _check_loss(await outcome(attempt(group.reset)), dead)
     await world.groups[dead].aclose()
     for error in await outcomes(theirs):

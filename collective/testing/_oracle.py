@@ -58,7 +58,7 @@ def _reduce(stack: np.ndarray, op: ReduceOp) -> np.ndarray:
 
 
 def chunks(rows: int, size: int) -> list[int]:
-    """Return how many rows each rank gets by default: as torch.chunk cuts, with nothing for those that it leaves out."""
+    """Return how many rows each rank gets by default: as torch.chunk cuts, with none for those that it leaves out."""
     step = -(-rows // size)
     return [max(0, min(step, rows - rank * step)) for rank in range(size)]
 

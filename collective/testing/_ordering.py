@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from collective.group import Group
 from collective.testing._arrays import check_array, sample
 from collective.testing._cases import MIXES, check
 from collective.testing._oracle import chunks, concatenated, cut, reduced
-from collective.testing._world import turns, values
+from collective.testing._world import Each, turns
 from collective.types import ReduceOp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from collective.group import Group
     from collective.testing._world import World
     from collective.work import Work
 
@@ -51,7 +52,7 @@ async def any_program(world: World) -> None:
             _check(await work, expected, kinds)
 
     for seed in range(5):
-        await world.each(lambda group, seed=seed: program(group, seed))  # type: ignore[misc]
+        await world.each(partial(program, seed=seed))
 
 
 def _random_call(world: World, group: Group, rng: random.Random, seed: int) -> tuple[Work[Any], Any, list[str]]:
@@ -144,7 +145,8 @@ async def overlapping_groups_in_opposite_orders(world: World) -> None:
     pairs: list[list[Group | None]] = []
     for first in world.ranks:
         pair = (first, (first + 1) % world.size)
-        pairs.append(await world.call(lambda group, pair=pair: group.split(0 if group.rank in pair else None)))  # type: ignore[misc]
+        colors = Each(0 if rank in pair else None for rank in world.ranks)
+        pairs.append(await world.call(Group.split, colors))
     pairs.append(list(world.groups))
 
     async def program(group: Group) -> None:
@@ -174,14 +176,13 @@ async def a_late_member_delays_only_its_own(world: World) -> None:
     *early, late = world.groups
     waiting = [group.allreduce(np.ones(1)) for group in early]
     behind = [group.barrier() for group in early]
-    for result in await world.call(lambda group: group.allreduce(np.ones(3)), other):
-        check_array(result, np.full(3, float(world.size)), "numpy")
+    for work in [group.allreduce(np.ones(3)) for group in other]:
+        check_array(await work, np.full(3, float(world.size)), "numpy")
     assert not any(work.done() for work in (*waiting, *behind))
-    works = [*waiting, late.allreduce(np.ones(1))]
-    for work in works:
+    for work in (*waiting, late.allreduce(np.ones(1))):
         check_array(await work, np.full(1, float(world.size)), "numpy")
-    await late.barrier()
-    values([await work for work in behind])
+    for barrier in (late.barrier(), *behind):
+        await barrier
 
 
 @check(sizes=(2,))
@@ -190,22 +191,22 @@ async def the_loop_stays_free(world: World) -> None:
 
     Measured as the processor time that the loop's thread spends in one turn, which other processes do not add to.
     """
-    arrays = [np.full(16 << 20, rank + 1, np.float32) for rank in world.ranks]
-    outs = [np.zeros(16 << 20, np.float32) for _ in world.ranks]
-    halves = [np.split(array, 2) for array in arrays]
-    calls: dict[str, Callable[[Group], Work[Any]]] = {
-        "allreduce": lambda group: group.allreduce(arrays[group.rank]),
-        "allreduce in place of out": lambda group: group.allreduce(arrays[group.rank], out=outs[group.rank]),
-        "allreduce of a strided input": lambda group: group.allreduce(arrays[group.rank][::2]),
-        "reduce_scatter": lambda group: group.reduce_scatter(arrays[group.rank]),
-        "allgather": lambda group: group.allgather(arrays[group.rank]),
-        "broadcast": lambda group: group.broadcast(arrays[0] if group.rank == 0 else None, 0),
-        "alltoall": lambda group: group.alltoall(halves[group.rank]),
-        "send": lambda group: group.send(arrays[0], 1) if group.rank == 0 else group.recv(0),
+    arrays = Each(np.full(16 << 20, rank + 1, np.float32) for rank in world.ranks)
+    halves = Each(np.split(array, 2) for array in arrays)
+    outs = Each(np.zeros(16 << 20, np.float32) for _ in world.ranks)
+    calls: dict[str, Callable[[], Awaitable[Any]]] = {
+        "allreduce": lambda: world.call(Group.allreduce, arrays),
+        "allreduce into out": lambda: world.call(Group.allreduce, arrays, out=outs),
+        "allreduce of a strided input": lambda: world.call(Group.allreduce, Each(array[::2] for array in arrays)),
+        "reduce_scatter": lambda: world.call(Group.reduce_scatter, arrays),
+        "allgather": lambda: world.call(Group.allgather, arrays),
+        "broadcast": lambda: world.call(Group.broadcast, world.only(0, arrays[0]), 0),
+        "alltoall": lambda: world.call(Group.alltoall, halves),
+        "send": lambda: world.call(lambda group: group.send(arrays[0], 1) if group.rank == 0 else group.recv(0)),
     }
     slow = {}
     for name, call in calls.items():
-        longest, beats, duration = await _longest_turn(world.call(call))
+        longest, beats, duration = await _longest_turn(call())
         if longest > 0.025 or beats < duration / 0.05:
             slow[name] = f"a turn of {longest * 1000:.0f} ms, {beats} beats in {duration * 1000:.0f} ms"
     assert not slow, f"the loop was blocked: {slow}"
@@ -220,7 +221,7 @@ async def _longest_turn(awaitable: Any) -> tuple[float, int, float]:
     async def beat() -> None:
         nonlocal longest, beats
         last = time.thread_time()
-        while running:  # noqa: ASYNC110: the beat is what is measured
+        while running:
             await asyncio.sleep(0.001)
             now = time.thread_time()
             longest = max(longest, now - last)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from collective.errors import CollectiveMismatch, GroupError
+from collective.errors import CollectiveMismatch, GroupClosed, GroupError
+from collective.group import Group
 from collective.testing._arrays import check_array
 from collective.testing._cases import check
 from collective.testing._world import attempt, outcome, outcomes, refused, turns, until
@@ -15,7 +16,6 @@ from collective.testing._world import attempt, outcome, outcomes, refused, turns
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from collective.group import Group
     from collective.testing._world import World
 
 
@@ -26,7 +26,7 @@ async def groups_describe_themselves(world: World) -> None:
         assert (group.name, group.rank, group.size) == ("group", rank, 4)
         assert group.ranks("reader") == [0]
         assert group.ranks("trainer") == [1, 2, 3]
-        refused(lambda group=group: group.ranks("nobody"), ValueError)  # type: ignore[misc]
+        refused(ValueError, group.ranks, "nobody")
         assert "conformance conformance" not in repr(group)
         assert group.statistics() is not None
     assert len({group.epoch for group in world.groups}) == 1
@@ -35,9 +35,10 @@ async def groups_describe_themselves(world: World) -> None:
 @check()
 async def split_by_color(world: World) -> None:
     """Members of one color form a group, in the order of (key, rank); color None gets None."""
-    size = world.size
-    for colors in ([0] * size, [rank % 2 for rank in world.ranks], list(world.ranks), [None] * size, [5, *[None] * (size - 1)]):
-        for keys in ([0] * size, [-rank for rank in world.ranks], [rank % 2 for rank in world.ranks]):
+    everybody: list[list[int | None]] = [[0] * world.size, [None] * world.size]
+    each_its_own: list[list[int | None]] = [[*world.ranks], [*world.only(0, 5)], [rank % 2 for rank in world.ranks]]
+    for colors in everybody + each_its_own:
+        for keys in ([0] * world.size, [-rank for rank in world.ranks], [rank % 2 for rank in world.ranks]):
             subgroups = await _split(world.groups, colors, keys)
             for rank, subgroup in enumerate(subgroups):
                 color = colors[rank]
@@ -50,7 +51,7 @@ async def split_by_color(world: World) -> None:
                 assert (subgroup.rank, subgroup.size) == (ranks.index(rank), len(ranks))
             for color in {color for color in colors if color is not None}:
                 await _try_out([group for rank, group in enumerate(subgroups) if colors[rank] == color])
-    await world.call(lambda group: group.barrier())
+    await world.call(Group.barrier)
 
 
 async def _split(
@@ -59,6 +60,11 @@ async def _split(
     keys = keys or [0] * len(groups)
     works = [group.split(color, key) for group, color, key in zip(groups, colors, keys, strict=True)]
     return [await work for work in works]
+
+
+async def _copy(groups: Sequence[Group]) -> list[Group]:
+    """Split off a group of the same members."""
+    return [group for group in await _split(groups, [0] * len(groups)) if group is not None]
 
 
 async def _try_out(groups: Sequence[Group | None]) -> None:
@@ -116,12 +122,11 @@ async def split_takes_its_place(world: World) -> None:
 @check(sizes=(1, 2, 3))
 async def subgroups_close_alone(world: World) -> None:
     """Closing a subgroup leaves its parent and its siblings at work."""
-    closing = await _split(world.groups, [0] * world.size)
-    staying = await _split(world.groups, [0] * world.size)
+    closing = await _copy(world.groups)
+    staying = await _copy(world.groups)
     for group in closing:
-        assert group is not None
         await group.aclose()
-        assert isinstance(await outcome(attempt(group.barrier)), GroupError)
+        refused(GroupClosed, group.barrier)
     await _try_out(staying)
     await _try_out(world.groups)
 
@@ -130,30 +135,26 @@ async def subgroups_close_alone(world: World) -> None:
 async def subgroups_die_with_the_epoch(world: World) -> None:
     """After its parent was reset, a subgroup raises on every member; a new split works."""
     for _ in range(2):
-        subgroups = await _split(world.groups, [0] * world.size)
+        subgroups = await _copy(world.groups)
         await _try_out(subgroups)
-        first = subgroups[0]
-        assert first is not None
-        pending = first.barrier() if world.size > 1 else None
+        pending = subgroups[0].barrier() if world.size > 1 else None
         await world.reset()
         for group in subgroups:
-            assert group is not None
             error = await outcome(attempt(group.barrier))
             assert isinstance(error, GroupError), f"a subgroup of an ended epoch gave {error!r}"
         if pending is not None:
             assert isinstance(await outcome(pending), GroupError)
-        await _try_out(await _split(world.groups, [1] * world.size))
+        await _try_out(await _copy(world.groups))
         await _try_out(world.groups)
 
 
 @check(sizes=(1, 2, 3))
 async def subgroups_close_with_their_parent(world: World) -> None:
     """A member that closes the parent cannot use its subgroup any more."""
-    subgroups = await _split(world.groups, [0] * world.size)
+    subgroups = await _copy(world.groups)
     for group in world.groups:
         await group.aclose()
     for group in subgroups:
-        assert group is not None
         error = await outcome(attempt(group.barrier))
         assert isinstance(error, GroupError), f"a subgroup of a closed group gave {error!r}"
 
@@ -161,16 +162,15 @@ async def subgroups_close_with_their_parent(world: World) -> None:
 @check(sizes=(2, 3, 4))
 async def trouble_in_a_subgroup_stays_there(world: World) -> None:
     """A mismatch in a subgroup breaks neither its parent nor its siblings, and its own reset mends it."""
-    one = await _split(world.groups, [0] * world.size)
-    other = await _split(world.groups, [0] * world.size)
-    present = [group for group in one if group is not None]
-    works = [group.allreduce(np.ones(1 + group.rank)) for group in present]
+    one = await _copy(world.groups)
+    other = await _copy(world.groups)
+    works = [group.allreduce(np.ones(1 + group.rank)) for group in one]
     for error in await outcomes(works):
         assert isinstance(error, CollectiveMismatch), f"got {error!r}"
     await _try_out(other)
     await _try_out(world.groups)
     async with asyncio.TaskGroup() as tasks:
-        for group in present:
+        for group in one:
             tasks.create_task(group.reset())
     await _try_out(one)
 
@@ -180,7 +180,7 @@ async def bad_split_is_refused(world: World) -> None:
     """A color or key that is no int raises at the call."""
     for color, key in (("red", 0), (0, "first"), (1.5, 0)):
         for group in world.groups:
-            refused(lambda group=group, color=color, key=key: group.split(color, key), TypeError)  # type: ignore[misc]
+            refused(TypeError, group.split, color, key)
         await world.reset()
 
 

@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
 from collective.testing._arrays import check_array
-from collective.testing._world import attempt, outcome
+from collective.testing._world import attempt, issue, outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from collective.group import Group
+    import numpy as np
+
     from collective.testing._world import World
     from collective.work import Work
 
-Expected: TypeAlias = "np.ndarray | list[np.ndarray] | None"
+    Expected: TypeAlias = "np.ndarray | list[np.ndarray] | None"
 
 _IN_FLIGHT = 64
 
 
-@dataclass(frozen=True)
 class Trial:
     """One line of a table: an operation, and what every rank must get from it.
 
-    :param issue: issues it on one rank, with new inputs.
     :param expected: by rank: an array, a list of arrays, or None.
+    :param operation: called with a group and `args`; see `World.call`.
     :param exact: see `check_array`.
     :param kinds: by rank: the kind of array that it must get; the world's own by default.
     """
 
-    label: str
-    issue: Callable[[Group], Work[Any]]
-    expected: Sequence[Expected]
-    exact: bool = True
-    kinds: Sequence[str] | None = None
+    def __init__(
+        self,
+        label: str,
+        expected: Sequence[Expected],
+        operation: Callable[..., Work[Any]],
+        *args: Any,
+        exact: bool = True,
+        kinds: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        self.label = label
+        self.expected = expected
+        self.operation = operation
+        self.args = args
+        self.options = options
+        self.exact = exact
+        self.kinds = kinds
+
+    def check(self, results: Sequence[Any], kinds: Sequence[str]) -> None:
+        """Assert that these are the right results, by rank."""
+        for rank, result in enumerate(results):
+            try:
+                _compare(result, self.expected[rank], (self.kinds or kinds)[rank], exact=self.exact)
+            except AssertionError as error:
+                raise AssertionError(f"{self.label}: rank {rank}: {error}") from None
 
 
 async def run_table(world: World, trials: Iterable[Trial]) -> None:
@@ -48,28 +65,24 @@ async def run_table(world: World, trials: Iterable[Trial]) -> None:
     failures: list[str] = []
     waiting: list[tuple[Trial, list[Any]]] = []
     count = 0
+
+    async def collect() -> None:
+        for trial, works in waiting:
+            try:
+                trial.check(await outcomes(works), world.kinds)
+            except AssertionError as error:
+                failures.append(f"  {error}")
+        waiting.clear()
+
     for trial in trials:
         count += 1
-        waiting.append((trial, [attempt(lambda group=group: trial.issue(group)) for group in world.groups]))  # type: ignore[misc]
+        works = [attempt(issue, trial.operation, group, *trial.args, **trial.options) for group in world.groups]
+        waiting.append((trial, works))
         if len(waiting) == _IN_FLIGHT:
-            failures += await _collect(world, waiting)
-            waiting.clear()
-    failures += await _collect(world, waiting)
+            await collect()
+    await collect()
     assert count, "the table is empty"
     assert not failures, "\n".join([f"{len(failures)} of {count} lines of the table failed:", *failures[:12]])
-
-
-async def _collect(world: World, waiting: Sequence[tuple[Trial, list[Any]]]) -> list[str]:
-    failures = []
-    for trial, works in waiting:
-        results = [await outcome(work) for work in works]
-        try:
-            for rank, result in enumerate(results):
-                kind = trial.kinds[rank] if trial.kinds else world.kinds[rank]
-                _compare(result, trial.expected[rank], kind, exact=trial.exact)
-        except AssertionError as error:
-            failures.append(f"  {trial.label}: rank {rank}: {error}")
-    return failures
 
 
 def _compare(result: Any, expected: Expected, kind: str, *, exact: bool) -> None:

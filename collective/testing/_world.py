@@ -27,6 +27,10 @@ TIMEOUT = 20.0
 """Seconds that a group of a world waits for its members, unless the check says otherwise."""
 
 
+class Each(list[Any]):
+    """An argument that differs from rank to rank: the value of each, in rank order."""
+
+
 class World:
     """The ranks of one group, and what a check does with them.
 
@@ -36,13 +40,22 @@ class World:
     :ivar unseen: what reached the loop's exception handler; a check that leaves anything here has failed.
     """
 
-    def __init__(self, backend: str, kinds: Sequence[str], endpoints: Sequence[Endpoint], roles: Sequence[str]) -> None:
+    def __init__(
+        self,
+        backend: str,
+        kinds: Sequence[str],
+        endpoints: Sequence[Endpoint],
+        *,
+        roles: Sequence[str],
+        timeout: float,
+    ) -> None:
         self.backend = backend
         self.kinds = tuple(kinds)
         self.endpoints = list(endpoints)
         self.groups: list[Group] = []
         self.unseen: list[dict[str, Any]] = []
         self._roles = roles
+        self._timeout = timeout
         self._formed: list[Group] = []
 
     @property
@@ -63,10 +76,18 @@ class World:
         """Return a new array of that rank's kind."""
         return make(self.kinds[rank], values, form)
 
-    async def form(self, name: str, *, timeout: float = TIMEOUT) -> list[Group]:
+    def spread(self, parts: Sequence[np.ndarray], form: str = "contiguous") -> Each:
+        """Return a new array for each rank, of its kind."""
+        return Each(self.make(rank, part, form) for rank, part in enumerate(parts))
+
+    def only(self, rank: int, value: object) -> Each:
+        """Return an argument that is `value` on one rank and None on the others."""
+        return Each(value if other == rank else None for other in self.ranks)
+
+    async def form(self, name: str) -> list[Group]:
         """Form another group over the same endpoints."""
         members = _members(self.endpoints, self._roles)
-        spec = GroupSpec(name, tuple(dict.fromkeys(self._roles)), self.backend, timeout)
+        spec = GroupSpec(name, tuple(dict.fromkeys(self._roles)), self.backend, self._timeout)
         async with asyncio.TaskGroup() as tasks:
             forming = [
                 tasks.create_task(
@@ -78,13 +99,17 @@ class World:
         self._formed += groups
         return groups
 
-    async def call(self, issue: Callable[[Group], Work[Any]], groups: Sequence[Group] | None = None) -> list[Any]:
-        """Issue an operation on every rank, then await all; return the results in rank order.
+    async def call(self, operation: Callable[..., Work[Any]], *args: Any, **options: Any) -> list[Any]:
+        """Issue an operation, as in `call(Group.allreduce, arrays)`, on every rank, then await all.
+
+        :param args: after the group; an Each gives each rank its own.
+
+        Returns the results in rank order.
 
         Raises:
             ExceptionGroup: of every error, where there was any.
         """
-        return values([await outcome(work) for work in [issue(group) for group in groups or self.groups]])
+        return values(await outcomes([issue(operation, group, *args, **options) for group in self.groups]))
 
     async def each(self, program: Callable[[Group], Coroutine[Any, Any, T]]) -> list[T]:
         """Run a program on every rank, each in a task of its own; return the results in rank order."""
@@ -115,7 +140,7 @@ async def world(
     size: int,
     *,
     kinds: Sequence[str] | None = None,
-    timeout: float = TIMEOUT,  # noqa: ASYNC109: a property of the group, not of this call
+    timeout: float = TIMEOUT,  # noqa: ASYNC109 (the group's, not this call's)
     roles: Mapping[str, int] | None = None,
 ) -> AsyncIterator[World]:
     """Open a world of `size` ranks and form its group.
@@ -126,14 +151,14 @@ async def world(
     """
     names = [role for role, count in (roles or {"worker": size}).items() for _ in range(count)]
     endpoints = [await open_endpoint(kinds=("memory",)) for _ in range(size)]
-    opened = World(backend, kinds or ["numpy"] * size, endpoints, names)
+    opened = World(backend, kinds or ["numpy"] * size, endpoints, roles=names, timeout=timeout)
     loop = asyncio.get_running_loop()
     before = loop.get_exception_handler()
     loop.set_exception_handler(lambda _, context: opened.unseen.append(context))
     try:
         for endpoint in endpoints:
             endpoint.grant(_CREDENTIAL)
-        opened.groups = await opened.form("group", timeout=timeout)
+        opened.groups = await opened.form("group")
         yield opened
     finally:
         await opened.aclose()
@@ -151,6 +176,16 @@ async def _wait(awaitable: Awaitable[object]) -> None:
     await awaitable
 
 
+def issue(operation: Callable[..., Any], group: Group, *args: Any, **options: Any) -> Any:
+    """Issue an operation on one rank: each argument that is an Each is that rank's value of it."""
+    own = [_own(value, group.rank) for value in args]
+    return operation(group, *own, **{name: _own(value, group.rank) for name, value in options.items()})
+
+
+def _own(value: Any, rank: int) -> Any:
+    return value[rank] if isinstance(value, Each) else value
+
+
 async def outcome(work: Awaitable[Any] | BaseException) -> Any:
     """Await something and return its result or its error; what `attempt` returned may be passed as it is."""
     if isinstance(work, BaseException):
@@ -166,21 +201,19 @@ async def outcomes(works: Iterable[Awaitable[Any] | BaseException]) -> list[Any]
     return [await outcome(work) for work in works]
 
 
-def attempt(issue: Callable[[], T]) -> T | Exception:
-    """Issue an operation; return its Work, or the error that it raised at the call."""
+def attempt(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call something; return its result, as a rule a Work, or the error that it raised at the call."""
     try:
-        return issue()
+        return function(*args, **options)
     except Exception as error:
         return error
 
 
-def refused(issue: Callable[[], object], *kinds: type[Exception]) -> Exception:
-    """Assert that a call raises one of these at once, and return the error."""
-    try:
-        result = issue()
-    except kinds as error:
-        return error
-    raise AssertionError(f"the call returned {result!r}; it must raise {' or '.join(kind.__name__ for kind in kinds)}")
+def refused(kind: type[Exception], function: Callable[..., Any], *args: Any, **options: Any) -> Exception:
+    """Assert that a call raises such an error at once, and return the error."""
+    result = attempt(function, *args, **options)
+    assert isinstance(result, kind), f"the call gave {result!r}; it must raise {kind.__name__}"
+    return result
 
 
 def values(results: Sequence[Any]) -> list[Any]:
@@ -199,5 +232,5 @@ async def turns(count: int = 20) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop turn until a condition holds; the check's own deadline bounds it."""
-    while not condition():  # noqa: ASYNC110: there is no event to wait for
+    while not condition():  # noqa: ASYNC110 (there is no event to wait for)
         await asyncio.sleep(0.001)

@@ -1,0 +1,236 @@
+"""What runs beside each actor, in its process and on its loop: it brings the actor up, speaks for it, takes it down.
+
+The same under every runtime. It does what the gang orders, one phase after another, and reports how each ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from contextvars import copy_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from actors import _protocol as protocol
+from actors._context import ActorContext, current
+from actors._control import PORT, Introduction, Lost, Order, Phase, Report, pack, unpack
+from actors._dispatch import Dispatcher
+from actors._pickling import dumps_error
+from actors._roster import Roster
+from actors.abc import ProcessId
+from actors.actor import connect, create
+from actors.errors import RemoteCancelled
+from collective._backends import preload
+from collective.errors import LinkError
+from collective.formation import form_group
+from collective.types import Address, Member
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+
+    from actors.abc import Launch
+    from actors.actor import Actor
+    from collective.abc import Channel, Endpoint
+    from collective.group import Group
+
+Blueprint: TypeAlias = "tuple[type[Actor], tuple[Any, ...], Mapping[str, Any]]"
+
+CALLS_SECONDS = 1.0
+"""What calls that run are given to end once they are cancelled, before `teardown` goes ahead without them."""
+CLOSE_SECONDS = 0.5
+"""What the groups are given to close."""
+
+_logger = logging.getLogger("actors")
+
+
+class Host:
+    """Runs one actor.
+
+    :param make: returns class, args and kwargs of the actor; called once, as part of its construction.
+    """
+
+    def __init__(self, launch: Launch, endpoint: Endpoint, make: Callable[[], Blueprint]) -> None:
+        self.launch = launch
+        self._endpoint = endpoint
+        self._make = make
+        self._loop = asyncio.get_running_loop()
+        self._channel: Channel
+        self._actor: Actor
+        self._groups: dict[str, Group] = {}
+        self._dispatcher: Dispatcher | None = None
+        self._set_up = False
+        self._phase: asyncio.Task[None] | None = None
+        # One context for all that is done for the actor: what __init__ sets in it is there in setup and in calls.
+        self._context = copy_context()
+        self._context.run(
+            current.set, ActorContext(launch.role, launch.rank, launch.gang, endpoint, self._loop)
+        )
+
+    async def serve(self) -> bool:
+        """Run the actor until the gang orders its end, or is gone; return whether it was ordered. Closes the endpoint.
+
+        Raises:
+            LinkError: the gang could not be reached.
+        """
+        launch, endpoint = self.launch, self._endpoint
+        ordered = False
+        try:
+            endpoint.grant(launch.member)
+            endpoint.grant(launch.calls, (protocol.port(launch.uid),))
+            link = await endpoint.connect(launch.home, launch.member)
+            introduction = Introduction(launch.role, launch.rank, endpoint.address, own_process())
+            if launch.backends:
+                # Importing torch takes a second and more; done in a thread, it overlaps with the start of the others.
+                threading.Thread(target=preload, args=(launch.backends,), name="preload", daemon=True).start()
+            self._channel = link.open(PORT, pack(introduction))
+            self._begin(Phase.CONSTRUCTOR, self._construct())
+            ordered = await self._obey()
+        finally:
+            if not ordered:
+                await self._drop()
+            await endpoint.aclose()
+        return ordered
+
+    async def _obey(self) -> bool:
+        while True:
+            try:
+                message = await self._channel.receive()
+            except LinkError:
+                return False
+            note = unpack(message.header)
+            if isinstance(note, Lost):
+                self._mourn(note)
+                continue
+            assert isinstance(note, Order)
+            match note.phase:
+                case Phase.GROUPS:
+                    self._begin(note.phase, self._form_groups(message.buffers[0]))
+                case Phase.SETUP:
+                    self._begin(note.phase, self._set_up_actor())
+                case Phase.TEARDOWN:
+                    await self._stop_phase()
+                    self._begin(note.phase, self._tear_down())
+                case Phase.CLOSE:
+                    await self._stop_phase()
+                    await self._perform(note.phase, self._leave_groups())
+                    return True
+                case _:
+                    raise AssertionError(f"no order: {note}")
+
+    # Phases.
+
+    def _begin(self, phase: Phase, work: Coroutine[Any, Any, None]) -> None:
+        name = f"{self.launch} {phase.value}"
+        self._phase = self._loop.create_task(self._perform(phase, work), name=name, context=self._context)
+
+    async def _stop_phase(self) -> None:
+        if self._phase is not None and not self._phase.done():
+            self._phase.cancel()
+            await asyncio.wait([self._phase])
+
+    async def _perform(self, phase: Phase, work: Coroutine[Any, Any, None]) -> None:
+        """Do what a phase takes and report how it ended."""
+        where = f"{self.launch} in its {phase.value}"
+        record = None
+        try:
+            await work
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            record = dumps_error(RemoteCancelled(where).with_traceback(error.__traceback__), (__name__,))
+        except BaseException as error:  # SystemExit too: it is the actor's failure, not the end of this loop
+            record = dumps_error(error, (__name__,))
+        try:
+            await self._channel.send(pack(Report(phase, record)))
+        except LinkError:
+            _logger.debug("%s: the gang is gone; nobody hears that its %s has ended", self.launch, phase.value)
+
+    async def _construct(self) -> None:
+        cls, args, kwargs = self._make()
+        self._actor = create(cls, tuple(args), kwargs, role=self.launch.role, rank=self.launch.rank)
+
+    async def _form_groups(self, data: memoryview) -> None:
+        launch = self.launch
+        roster = Roster.loads(data)
+
+        async def form(spec: Any, rank: int) -> None:
+            self._groups[spec.name] = await form_group(
+                self._endpoint,
+                spec,
+                roster.members[spec.name],
+                rank,
+                key=f"{launch.gang}/{spec.name}",
+                credential=launch.member,
+            )
+
+        own = roster.groups_of(launch.role, launch.rank)
+        failure: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for spec, rank in own:
+                    tasks.create_task(form(spec, rank), name=f"{launch} forms {spec.name}")
+        except BaseExceptionGroup as failures:
+            failure = failures.exceptions[0]
+        if failure is not None:
+            raise failure
+        groups = {spec.name: self._groups[spec.name] for spec, _ in own}
+        connect(self._actor, groups=groups, gang=roster.handles)
+
+    async def _set_up_actor(self) -> None:
+        launch = self.launch
+        await self._actor.setup()
+        self._set_up = True
+        self._dispatcher = Dispatcher(
+            self._actor,
+            self._endpoint,
+            role=launch.role,
+            rank=launch.rank,
+            gang=launch.gang,
+            uid=launch.uid,
+            threads=launch.threads,
+        )
+        self._dispatcher.start()
+
+    async def _tear_down(self) -> None:
+        """End the calls, then let the actor clean up, if it was ever set up."""
+        await self._end_calls()
+        if self._set_up:
+            self._set_up = False
+            await self._actor.teardown()
+
+    async def _end_calls(self) -> None:
+        if self._dispatcher is None:
+            return
+        try:
+            async with asyncio.timeout(CALLS_SECONDS):
+                await self._dispatcher.aclose()
+        except TimeoutError:
+            _logger.warning("%s: calls do not end though they were cancelled; going on without them", self.launch)
+
+    async def _leave_groups(self) -> None:
+        groups, self._groups = self._groups, {}
+        async with asyncio.timeout(CLOSE_SECONDS), asyncio.TaskGroup() as tasks:
+            for group in groups.values():
+                tasks.create_task(group.aclose())
+
+    async def _drop(self) -> None:
+        """Let go of everything where nobody gave an order to: the gang is gone, or this host was killed."""
+        await self._stop_phase()
+        await self._end_calls()
+        try:
+            await self._leave_groups()
+        except Exception:
+            _logger.exception("%s: its groups did not close", self.launch)
+
+    def _mourn(self, lost: Lost) -> None:
+        for group in self._groups.values():
+            group.peer_lost(Member(lost.role, lost.rank, Address("")), lost.cause)
+
+
+def own_process() -> ProcessId:
+    """Return what identifies this process."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ProcessId(os.getpid(), f"{boot} {os.stat('/proc/self/ns/pid').st_ino}")

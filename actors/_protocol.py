@@ -1,0 +1,90 @@
+"""What calls say over channels.
+
+A caller opens two channels to an actor's port `calls/<uid>`, and one more for each stream. The payload of `Link.open`
+says which: `OPENING.pack(what, connection, call)`.
+
+    MAIN    caller to actor: CALL, RESET; posts: CANCEL     actor to caller: RESULT, ERROR, CANCELLED, one for each
+    BULK                                                    the same, above LARGE bytes, so that they delay no small one
+    STREAM  caller to actor: posts: CREDIT, STOP            actor to caller: ITEM ..., then END, ERROR or CANCELLED
+
+Every message starts with `HEAD.pack(kind, number)`; the number is the call's (on a stream: a count of items). A pickle
+follows, in the header where it is small, else as the first buffer (kind | ASIDE).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from collective.abc import LARGE
+from collective.errors import WouldBlock
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from collective.abc import Buffer, Channel, Message
+
+OPENING: Final = struct.Struct("<BQQ")
+MAIN: Final = 1
+BULK: Final = 2
+STREAM: Final = 3
+
+HEAD: Final = struct.Struct("<BQ")
+CALL: Final = 1
+CANCEL: Final = 2
+RESET: Final = 3
+RESULT: Final = 4
+ERROR: Final = 5
+CANCELLED: Final = 6
+ITEM: Final = 7
+END: Final = 8
+CREDIT: Final = 9
+STOP: Final = 10
+ASIDE: Final = 0x80
+
+INLINE: Final = 32 << 10
+"""Bytes of pickle above which it travels as a buffer: there, adding it to the header would cost a copy."""
+
+AHEAD: Final = 16
+"""Items that a stream's actor may be ahead of its reader."""
+
+
+def port(uid: str) -> str:
+    """Return the port at which the actor `uid` takes calls."""
+    return f"calls/{uid}"
+
+
+def pack(
+    kind: int, number: int, data: bytes, buffers: Sequence[Buffer] = (), *, tail: bytes = b""
+) -> tuple[bytes, Sequence[Buffer]]:
+    """Build a message; `tail` goes between its head and the pickle `data`."""
+    if len(data) <= INLINE:
+        return HEAD.pack(kind, number) + tail + data, buffers
+    return HEAD.pack(kind | ASIDE, number) + tail, (data, *buffers)
+
+
+def body(message: Message, start: int = HEAD.size) -> tuple[Buffer, Sequence[memoryview]]:
+    """Take the pickle and its buffers out of a message; `start` is where the pickle is in a header that has it."""
+    header, buffers = message
+    if header[0] & ASIDE:
+        return buffers[0], buffers[1:]
+    return memoryview(header)[start:], buffers
+
+
+async def send(channel: Channel, header: bytes, buffers: Sequence[Buffer]) -> None:
+    """Send a message, at once where that needs no waiting."""
+    if nbytes(header, buffers) <= LARGE:
+        try:
+            channel.send_nowait(header, buffers)
+        except WouldBlock:
+            pass
+        else:
+            return
+    await channel.send(header, buffers)
+
+
+def nbytes(header: bytes, buffers: Sequence[Buffer]) -> int:
+    """Return the size of a message, as compared with `collective.abc.LARGE`."""
+    if not buffers:
+        return len(header)
+    return len(header) + sum(b.nbytes if isinstance(b, memoryview) else len(b) for b in buffers)

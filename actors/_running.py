@@ -1,0 +1,195 @@
+"""A call as the actor runs it: from the arguments to the reply, and how it ends otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from actors import _protocol as protocol
+from actors._interface import Kind
+from actors._pickling import dumps, dumps_error, loads
+from actors._threads import Job
+from actors.errors import ActorClosed, RemoteCancelled
+from collective.errors import LinkError
+from collective.scopes import CallScope
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from actors._session import Session
+    from collective.abc import Channel, Message
+
+OWN_MODULES = frozenset({"actors._running", "actors._threads"})
+"""Whose frames a remote traceback does not start with."""
+
+
+class Served(NamedTuple):
+    """A method of the live actor."""
+
+    name: str
+    where: str
+    kind: Kind
+    function: Callable[..., Any]
+
+
+class Ending(enum.Enum):
+    """Why the call layer ends a call."""
+
+    CANCELLED = "its caller cancelled it"
+    STOPPED = "its reader left the stream"
+    LOST = "its caller is gone"
+    CLOSING = "the actor shuts down"
+
+
+class Running:
+    """One call on an actor, from its request to its reply. Its `run` is a task of its own."""
+
+    __slots__ = ("_body", "_ending", "_started", "method", "number", "session", "task", "where")
+
+    def __init__(self, session: Session, number: int, method: Served, body: tuple[Any, Sequence[memoryview]]) -> None:
+        self.session = session
+        self.number = number
+        self.method = method
+        self.where = method.where
+        self.task: asyncio.Task[None] | None = None
+        self._body = body
+        self._started = False
+        self._ending: Ending | None = None
+
+    def end(self, why: Ending) -> None:
+        """Cancel it. A shutdown cancels again what did not end at its first cancellation."""
+        if self._ending is not None and why is not Ending.CLOSING:
+            return
+        self._ending = self._ending or why
+        # A task cancelled before its first step would end without a reply.
+        if self._started and self.task is not None:
+            self.task.cancel()
+
+    async def run(self) -> None:
+        """Run the method, then reply."""
+        self._started = True
+        stream: Channel | None = None
+        with CallScope() as scope:
+            try:
+                if self._ending is not None:
+                    raise asyncio.CancelledError
+                if self.method.kind is Kind.STREAM:
+                    stream = await self.session.stream(self.number)
+                args, kwargs = loads(*self._body, f"an argument of {self.where}")
+                self._body = (b"", ())
+                if self.method.kind is Kind.ASYNC:
+                    result = await self.method.function(*args, **kwargs)
+                elif stream is None:
+                    result = await self._in_thread(args, kwargs)
+                else:
+                    await self._generate(stream, args, kwargs)
+                    result = None
+                del args, kwargs
+            except BaseException as error:  # SystemExit too: it is the method's outcome, not the end of the actor
+                kind, data, buffers = self._failure(error, scope)
+            else:
+                kind, data, buffers = self._success(result, stream)
+        # From here on it has ended, and nothing cancels it.
+        self.session.running.pop(self.number, None)
+        await self._reply(kind, data, buffers, stream)
+
+    async def _in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        function = self.method.function
+        job = Job(lambda: function(*args, **kwargs))
+        self.session.workers.submit(job)
+        try:
+            value, error = await job.result
+        except asyncio.CancelledError:
+            await job.cancel()
+            raise
+        if error is not None:
+            raise error
+        if inspect.isawaitable(value):
+            if inspect.iscoroutine(value):
+                value.close()
+            raise TypeError(f"{self.where} is a plain method but returned an awaitable; declare it with async def")
+        return value
+
+    async def _generate(self, channel: Channel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        flow = _Flow(self, channel)
+        generator: AsyncGenerator[Any, Any] = self.method.function(*args, **kwargs)
+        what = f"an item of {self.where}"
+        try:
+            async for item in generator:
+                await flow.take()
+                header, buffers = protocol.pack(protocol.ITEM, 0, *dumps(item, what))
+                del item
+                await protocol.send(channel, header, buffers)
+        finally:
+            # Cancelling has ended the loop above; its mark would now upset timeouts in the generator's own clean-up.
+            if self.task is not None:
+                while self.task.cancelling():
+                    self.task.uncancel()
+            await generator.aclose()
+
+    def _success(self, result: Any, stream: Channel | None) -> tuple[int, bytes, Sequence[memoryview]]:
+        if stream is not None:
+            return protocol.END, b"", ()
+        try:
+            return protocol.RESULT, *dumps(result, f"the result of {self.where}")
+        except Exception as error:
+            return self._error(error, ())
+
+    def _failure(self, error: BaseException, scope: CallScope) -> tuple[int, bytes, Sequence[memoryview]]:
+        """Turn how the method ended into a reply; groups in which it left a collective unfinished are broken now."""
+        reason = "was cancelled" if isinstance(error, asyncio.CancelledError) else f"raised {type(error).__name__}"
+        broken = scope.abandon(f"{self.where} {reason}")
+        if not isinstance(error, asyncio.CancelledError):
+            return self._error(error, broken)
+        if self._ending is None:
+            return self._error(RemoteCancelled(self.where).with_traceback(error.__traceback__), broken)
+        if self._ending is Ending.CLOSING:
+            return self._error(ActorClosed(self.session.role, self.session.rank, self.method.name), broken)
+        if self._ending is Ending.STOPPED:
+            return protocol.END, b"", ()
+        return protocol.CANCELLED, *dumps(broken, "names of groups")
+
+    def _error(self, error: BaseException, broken: Sequence[str]) -> tuple[int, bytes, Sequence[memoryview]]:
+        return protocol.ERROR, *dumps((dumps_error(error, OWN_MODULES), list(broken)), f"the error of {self.where}")
+
+    async def _reply(self, kind: int, data: bytes, buffers: Sequence[memoryview], stream: Channel | None) -> None:
+        header, parts = protocol.pack(kind, self.number, data, buffers)
+        if stream is None:
+            await self.session.reply(header, parts)
+            return
+        try:
+            await stream.send(header, parts)
+        except LinkError:
+            return  # the reader is gone, and knows
+        finally:
+            stream.close()
+
+
+class _Flow:
+    """How many more items a stream may send before its reader has taken some."""
+
+    def __init__(self, call: Running, channel: Channel) -> None:
+        self._call = call
+        self._credit = protocol.AHEAD
+        self._refill: asyncio.Future[None] | None = None
+        channel.subscribe(self._on_message, self._on_end)
+
+    async def take(self) -> None:
+        while not self._credit:
+            self._refill = asyncio.get_running_loop().create_future()
+            await self._refill
+        self._credit -= 1
+
+    def _on_message(self, message: Message) -> None:
+        kind, items = protocol.HEAD.unpack_from(message.header)
+        if kind == protocol.STOP:
+            self._call.end(Ending.STOPPED)
+            return
+        self._credit += items
+        if self._refill is not None and not self._refill.done():
+            self._refill.set_result(None)
+
+    def _on_end(self, error: Exception) -> None:
+        self._call.end(Ending.LOST)

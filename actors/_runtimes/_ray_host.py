@@ -1,0 +1,101 @@
+"""What Ray runs for each actor: a Ray actor whose loop is the actor's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ray
+
+from actors._host import Host
+from actors._pickling import loads
+from collective.links import default_host, open_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actors._host import Blueprint
+    from actors.abc import Launch
+    from collective.abc import Endpoint
+
+KINDS = ("memory", "unix", "tcp")
+"""What a host listens on; memory is for gangs of the runtime `inproc` that its actor may start."""
+
+
+class Site(NamedTuple):
+    """What the hosts of a gang are told of where it was started.
+
+    :param host: the host of the gang's endpoint.
+    :param directory: where unix sockets go on that host; removed with the gang, also when an actor was killed.
+    :param path: where Python modules are found, as multiprocessing hands it to the processes that it spawns.
+    """
+
+    host: str
+    directory: str
+    path: tuple[str, ...]
+
+
+class RayHost:
+    """The Ray actor behind an actor of a gang. `run` lasts as long as the actor."""
+
+    async def run(self, launch: Launch, payload: tuple[bytes, Sequence[bytes]], site: Site) -> None:
+        """Serve the gang until killed by it; never returns.
+
+        Raises:
+            LinkError: the gang could not be reached.
+        """
+        for entry in site.path:
+            if entry not in sys.path:
+                sys.path.append(entry)
+        host, interface = this_host()
+        directory = site.directory if host == site.host else None
+        endpoint = await open_endpoint(kinds=KINDS, host=host, directory=directory, interface=interface)
+        ordered = await Host(launch, endpoint, lambda: _blueprint(launch, payload)).serve()
+        if not ordered:
+            ray.actor.exit_actor()  # type: ignore[no-untyped-call]  # the gang is gone, and cannot kill it any more
+        await asyncio.get_running_loop().create_future()
+
+
+@dataclass(frozen=True)
+class RayActor:
+    """Returns a Ray actor handle, where Ray runs. Picklable everywhere: unlike the handle itself."""
+
+    _data: bytes = field(repr=False)
+
+    @staticmethod
+    def of(actor: Any) -> RayActor:
+        """Keep a Ray actor handle."""
+        return RayActor(pickle.dumps(actor))
+
+    def __call__(self) -> Any:
+        return pickle.loads(self._data)
+
+
+def this_host() -> tuple[str, str]:
+    """Return what names this host, and the interface that other hosts reach it by."""
+    node = ray.get_runtime_context().get_node_id()
+    return f"{node} {default_host()}", str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+async def open_home(directory: str) -> tuple[Endpoint, str]:
+    """Open the endpoint that hosts report to; return it and the name of this host."""
+    host, interface = this_host()
+    endpoint = await open_endpoint(kinds=("unix", "tcp"), host=host, directory=directory, interface=interface)
+    return endpoint, host
+
+
+def import_path() -> tuple[str, ...]:
+    """Return this process's import path, for others with another working directory."""
+    return tuple(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))
+
+
+def _blueprint(launch: Launch, payload: tuple[bytes, Sequence[bytes]]) -> Blueprint:
+    data, buffers = payload
+    blueprint: Blueprint = loads(
+        data, [memoryview(bytearray(buffer)) for buffer in buffers], f"the class or an argument of {launch.role}"
+    )
+    return blueprint

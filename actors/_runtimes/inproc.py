@@ -1,0 +1,96 @@
+"""The runtime `inproc`: every actor is a few tasks of this process, with an endpoint of its own.
+
+For unit tests, for debugging under pdb, and for simulations of many ranks. Nothing is reserved, and a method that
+blocks the loop blocks the whole gang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from actors._host import Host
+from actors._pickling import dumps, loads
+from actors.abc import Process, Runtime
+from collective.links import open_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actors._host import Blueprint
+    from actors.abc import Launch, ProcessId
+    from actors.role import Role
+    from collective.abc import Endpoint
+
+
+class InprocRuntime(Runtime):
+    """Actors as tasks of the loop that `launch` runs on."""
+
+    name: ClassVar[str] = "inproc"
+
+    def __init__(self, *, roles: Sequence[Role[Any]]) -> None:
+        self._roles = {role.name: role for role in roles}
+        self._pickles = {role.name: _take_apart(role) for role in roles}
+        self._endpoint: Endpoint | None = None
+        self._processes: list[_Tasks] = []
+
+    async def open(self, *, start_timeout: float) -> Endpoint:
+        self._endpoint = await open_endpoint(kinds=("memory",))
+        return self._endpoint
+
+    async def launch(self, launches: Sequence[Launch]) -> Sequence[Process]:
+        for launch in launches:
+            endpoint = await open_endpoint(kinds=("memory",))
+            host = Host(launch, endpoint, lambda role=launch.role: self._blueprint(role))  # type: ignore[misc]
+            self._processes.append(_Tasks(host, endpoint))
+        return self._processes
+
+    async def aclose(self) -> None:
+        for process in self._processes:
+            await process.kill()
+        if tasks := [process.task for process in self._processes]:
+            await asyncio.wait(tasks)
+        self._processes = []
+        if self._endpoint is not None:
+            await self._endpoint.aclose()
+
+    def _blueprint(self, role: str) -> Blueprint:
+        # The class goes as it is, so that callers and actors agree on what it is; the arguments are copies, as
+        # between processes.
+        data, buffers = self._pickles[role]
+        args, kwargs = loads(data, [memoryview(bytearray(buffer)) for buffer in buffers], f"an argument of {role}")
+        return self._roles[role].cls, args, kwargs
+
+
+class _Tasks(Process):
+    """What stands for a process: the host's task and all that it started."""
+
+    native = None
+
+    def __init__(self, host: Host, endpoint: Endpoint) -> None:
+        loop = asyncio.get_running_loop()
+        self.ended = loop.create_future()
+        self.task = loop.create_task(host.serve(), name=f"{host.launch} host")
+        self.task.add_done_callback(self._on_end)
+        self._endpoint = endpoint
+        self._killed = False
+
+    def identify(self, process: ProcessId) -> None:
+        """It is this very process: nothing to watch."""
+
+    async def kill(self) -> None:
+        if not self._killed and not self.task.done():
+            self._killed = True
+            self._endpoint.abort()
+            self.task.cancel()
+
+    def _on_end(self, task: asyncio.Task[bool]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if not isinstance(error, Exception):
+            error = ConnectionError("its tasks were killed" if self._killed else "its tasks have ended")
+        self.ended.set_result(error)
+
+
+def _take_apart(role: Role[Any]) -> tuple[bytes, list[bytes]]:
+    data, buffers = dumps((tuple(role.args), dict(role.kwargs)), f"an argument of {role.cls.__qualname__}")
+    return data, [bytes(buffer) for buffer in buffers]

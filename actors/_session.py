@@ -1,0 +1,156 @@
+"""What one caller and one actor have between them, on the actor's side."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from actors import _protocol as protocol
+from actors._pickling import dumps, dumps_error, loads
+from actors._running import OWN_MODULES, Ending, Running
+from actors.errors import ActorClosed
+from collective.abc import LARGE
+from collective.errors import LinkBroken, LinkError
+from collective.scopes import reset_everywhere
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from actors._dispatch import Dispatcher
+    from actors._threads import Workers
+    from collective.abc import Buffer, Channel, Message
+
+
+class Session:
+    """One connection of a caller: its channels, and its calls that run. Ends with its main channel."""
+
+    def __init__(self, dispatcher: Dispatcher, on_end: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self.role = dispatcher.role
+        self.rank = dispatcher.rank
+        self.running: dict[int, Running] = {}
+        self._dispatcher = dispatcher
+        self._on_end = on_end
+        self._main: Channel | None = None
+        self._bulk: asyncio.Future[Channel] = loop.create_future()
+        self._streams: dict[int, asyncio.Future[Channel]] = {}
+        self._newest = 0
+        self._withdrawn: set[int] = set()
+
+    @property
+    def workers(self) -> Workers:
+        """The actor's worker threads."""
+        return self._dispatcher.workers
+
+    def attach(self, what: int, number: int, channel: Channel) -> None:
+        """Take a channel that the caller opened."""
+        if what == protocol.MAIN:
+            self._main = channel
+            channel.subscribe(self._on_message, lambda _: self.end())
+            return
+        if what == protocol.BULK:
+            channel.subscribe(lambda _: None, lambda _: self.end())
+            waiting = self._bulk
+        else:
+            waiting = self.stream(number)
+        if waiting.done():  # the call ended before its stream opened
+            channel.close()
+        else:
+            waiting.set_result(channel)
+
+    def stream(self, number: int) -> asyncio.Future[Channel]:
+        """Return the channel of a stream, which the caller opens beside its request: whichever comes first."""
+        waiting = self._streams.pop(number, None)
+        if waiting is None:
+            waiting = self._streams[number] = asyncio.get_running_loop().create_future()
+        return waiting
+
+    async def reply(self, header: bytes, buffers: Sequence[Buffer]) -> None:
+        """Send a reply; large ones go their own way, so that they delay no small one."""
+        main = self._main
+        assert main is not None
+        try:
+            if protocol.nbytes(header, buffers) > LARGE:
+                main = await self._bulk
+            await protocol.send(main, header, buffers)
+        except LinkError:
+            return  # the caller is gone, and what it waited for has failed there
+
+    def end(self) -> None:
+        """The caller is gone: cancel what it waits for."""
+        for call in list(self.running.values()):
+            call.end(Ending.LOST)
+        for waiting in (self._bulk, *self._streams.values()):
+            if not waiting.done():
+                waiting.set_exception(LinkBroken("the caller is gone"))
+                waiting.exception()  # nobody may be waiting
+        self.close()
+        self._on_end()
+
+    def abandon(self) -> None:
+        """Tell the caller of calls that will not end in time that the actor is closing."""
+        for number, call in self.running.items():
+            error = dumps_error(ActorClosed(self.role, self.rank, call.method.name), OWN_MODULES)
+            header, buffers = protocol.pack(protocol.ERROR, number, dumps((error, []), "an error")[0])
+            if self._main is not None:
+                self._main.post(header, buffers)
+
+    def close(self) -> None:
+        """Close its channels; what was sent is still delivered."""
+        for waiting in (self._bulk, *self._streams.values()):
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                waiting.result().close()
+        if self._main is not None:
+            self._main.close()
+
+    def _on_message(self, message: Message) -> None:
+        kind, number = protocol.HEAD.unpack_from(message.header)
+        if kind == protocol.CANCEL:
+            self._cancel(number)
+            return
+        self._newest = number
+        if self._withdrawn:
+            cancelled = number in self._withdrawn
+            self._withdrawn = {later for later in self._withdrawn if later > number}
+            if cancelled:
+                return
+        if kind & ~protocol.ASIDE == protocol.CALL:
+            self._call(number, message)
+        else:
+            self._dispatcher.spawn(self._reset(number, message), name="resetting groups")
+
+    def _call(self, number: int, message: Message) -> None:
+        start = protocol.HEAD.size + 2
+        start += int.from_bytes(message.header[start - 2 : start], "little")
+        wire = message.header[protocol.HEAD.size : start]
+        method = self._dispatcher.methods.get(wire)
+        if method is None:
+            name = wire[2:].decode(errors="replace")
+            error = AttributeError(f"{self.role}[{self.rank}] has no method {name!r}; the handle is for another class")
+            self._dispatcher.spawn(self._refuse(number, error), name=name)
+            return
+        call = Running(self, number, method, protocol.body(message, start))
+        self.running[number] = call
+        call.task = self._dispatcher.spawn(call.run(), name=call.where)
+
+    def _cancel(self, number: int) -> None:
+        call = self.running.get(number)
+        if call is not None:
+            call.end(Ending.CANCELLED)
+        elif number > self._newest:
+            # It overtook its request, which may come, or may have been withdrawn before it left.
+            self._withdrawn.add(number)
+            if self._main is not None:
+                self._main.post(*protocol.pack(protocol.CANCELLED, number, dumps([], "nothing")[0]))
+
+    async def _reset(self, number: int, message: Message) -> None:
+        try:
+            await reset_everywhere(loads(*protocol.body(message), "names of groups"))
+        except Exception as error:
+            await self._refuse(number, error)
+        else:
+            await self.reply(*protocol.pack(protocol.RESULT, number, *dumps(None, "nothing")))
+
+    async def _refuse(self, number: int, error: Exception) -> None:
+        record = dumps_error(error, OWN_MODULES)
+        await self.reply(*protocol.pack(protocol.ERROR, number, dumps((record, []), "an error")[0]))

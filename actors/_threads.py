@@ -1,0 +1,145 @@
+"""Worker threads for plain methods, and the way back from them to the actor's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from contextvars import Context, ContextVar, copy_context
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from actors.errors import NotReady
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Job:
+    """One plain method on its way through a worker thread. Made, awaited and cancelled on the loop."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.result: asyncio.Future[tuple[Any, BaseException | None]] = self.loop.create_future()
+        self.ended: asyncio.Future[None] = self.loop.create_future()
+        self._function = function
+        self._context = copy_context()
+        self._cancelled = False
+        self._inner: set[asyncio.Task[Any]] = set()
+
+    async def cancel(self) -> None:
+        """Keep it from starting, or from coming back to the loop, and wait for what it had the loop do.
+
+        The thread itself cannot be interrupted; its result is dropped.
+        """
+        self._cancelled = True
+        while self._inner:
+            for task in self._inner:
+                task.cancel()
+            await asyncio.wait(self._inner)
+
+    def work(self) -> None:
+        """Run it; in the worker thread."""
+        value, error = None, None
+        if not self._cancelled:
+            try:
+                value = self._context.run(self._run)
+            except BaseException as raised:  # even SystemExit is the caller's to hear, and must not end the thread
+                error = raised
+        try:
+            self.loop.call_soon_threadsafe(self._end, value, error)
+        except RuntimeError:
+            # The loop has closed: the actor is gone, and nobody waits.
+            return
+
+    def run_on_loop(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an async function on the actor's loop and wait for it; in the worker thread."""
+        answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        context = copy_context()
+
+        async def invoke() -> tuple[Any, BaseException | None]:
+            try:
+                return await function(*args, **kwargs), None
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # a SystemExit that left a task would end the loop
+                return None, error
+
+        def end(task: asyncio.Task[tuple[Any, BaseException | None]]) -> None:
+            self._inner.discard(task)
+            value, error = (None, asyncio.CancelledError()) if task.cancelled() else task.result()
+            if error is None:
+                answer.set_result(value)
+            else:
+                answer.set_exception(error)
+
+        def start() -> None:
+            if self._cancelled:
+                answer.set_exception(asyncio.CancelledError())
+                return
+            task = self.loop.create_task(invoke(), context=context)
+            self._inner.add(task)
+            task.add_done_callback(end)
+
+        try:
+            self.loop.call_soon_threadsafe(start)
+        except RuntimeError as error:
+            raise NotReady("from_thread.run: the actor's event loop has closed") from error
+        return answer.result()
+
+    def _run(self) -> Any:
+        current_job.set(self)
+        return self._function()
+
+    def _end(self, value: Any, error: BaseException | None) -> None:
+        if not self.result.done():
+            self.result.set_result((value, error))
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+current_job: ContextVar[Job | None] = ContextVar("gangline_job", default=None)
+
+
+class Workers:
+    """At most `count` threads that run jobs, starting them in the order of `submit`.
+
+    The threads start when they are needed. They are daemons: a method that never returns must not keep the process.
+    """
+
+    def __init__(self, name: str, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"{name}: threads is {count}; plain methods need at least one")
+        self._name = name
+        self._count = count
+        self._started = 0
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._unfinished: set[asyncio.Future[None]] = set()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job."""
+        self._unfinished.add(job.ended)
+        job.ended.add_done_callback(self._unfinished.discard)
+        if self._started < min(self._count, len(self._unfinished)):
+            self._started += 1
+            # A context of its own: a thread must not keep the one of the call that started it alive.
+            thread = threading.Thread(
+                target=Context().run, args=(self._serve,), name=f"{self._name} worker {self._started}", daemon=True
+            )
+            thread.start()
+        self._jobs.put(job)
+
+    async def aclose(self) -> None:
+        """Wait until every job has ended, and end the threads; where the wait is cancelled, each after its job."""
+        try:
+            if self._unfinished:
+                await asyncio.wait(self._unfinished)
+        finally:
+            for _ in range(self._started):
+                self._jobs.put(None)
+            self._started = 0
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job.work()
+            del job

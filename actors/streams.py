@@ -1,0 +1,190 @@
+"""Async generators of actors, read from elsewhere."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
+
+from actors import _protocol as protocol
+from actors._caller import Failure, connection_to, read_failure
+from actors._pickling import dumps, loads
+from actors.errors import NotReady, RemoteCancelled
+from collective.errors import LinkError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from actors._caller import Call
+    from actors._interface import Method
+    from actors._target import Target
+    from collective.abc import Channel
+
+T = TypeVar("T")
+
+_USE = "use `async with handle.method(...) as items: async for item in items: ...`"
+
+
+class Stream(Generic[T]):
+    """An async generator that runs on an actor: `async with handle.rows() as rows: async for row in rows: ...`.
+
+    Entering starts it, in order with calls. It runs ahead of the reader by at most 16 items and a mebibyte, then waits.
+    Leaving ends it where it stands, with a CancelledError where it awaits and GeneratorExit where it yields, and waits
+    until its `finally` blocks have run, on the actor. What it raises is raised here, by the iteration or by leaving.
+    Good for one pass, by one task at a time.
+    """
+
+    def __init__(self, target: Target, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._target = target
+        self._method = method
+        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = (args, kwargs)
+        self._call: Call | None = None
+        self._channel: Channel | None = None
+        self._reading = False
+        self._ended = False
+        self._taken = 0
+
+    async def __aenter__(self) -> Self:
+        if self._arguments is None:
+            raise NotReady(f"{self!r} was entered before; call {self._method.name}() again for another pass")
+        data, buffers = dumps(self._arguments, f"an argument of {self._name}")
+        self._arguments = None
+        self._call = call = connection_to(self._target).begin(self._method, data, buffers)
+        try:
+            await call.leave()
+            if call.reply.done():
+                call.result()
+            self._channel = call.connection.open_stream(call)
+        except BaseException:
+            call.cancel(forget=True)
+            raise
+        # Replies come over the stream's own channel; its end tells of the link's.
+        call.connection.forget(call)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        self._entered()
+        return self
+
+    async def __anext__(self) -> T:
+        channel = self._entered()
+        if self._ended:
+            raise StopAsyncIteration
+        if self._reading:
+            raise RuntimeError(f"{self!r} is being read by another task; one at a time")
+        self._reading = True
+        try:
+            message = await self._receive(channel)
+        finally:
+            self._reading = False
+        if message is None:
+            raise StopAsyncIteration
+        self._taken += 1
+        if self._taken == protocol.AHEAD // 2:
+            channel.post(protocol.HEAD.pack(protocol.CREDIT, self._taken))
+            self._taken = 0
+        item: T = loads(message[0], message[1], f"an item of {self._name}")
+        return item
+
+    async def aclose(self) -> None:
+        """End the generator and wait for its end; what its `finally` blocks raise is raised here. Idempotent."""
+        channel, self._arguments = self._channel, None
+        if channel is None:
+            return
+        try:
+            if not self._ended:
+                self.stop()
+                while await self._receive(channel) is not None:
+                    pass
+        finally:
+            self._ended = True
+            channel.close()
+
+    def stop(self) -> None:
+        """Tell the generator to end, without waiting; items that are on their way can still be read."""
+        if self._channel is not None and not self._ended:
+            self._channel.post(protocol.HEAD.pack(protocol.STOP, 0))
+
+    def __await__(self) -> NoReturn:
+        raise TypeError(f"{self!r} is not awaited; {_USE}")
+
+    def __repr__(self) -> str:
+        return f"<Stream {self._name}>"
+
+    @property
+    def _name(self) -> str:
+        return f"{self._target}.{self._method.name}"
+
+    def _entered(self) -> Channel:
+        if self._channel is None:
+            raise NotReady(f"{self!r} has not been entered; {_USE}")
+        return self._channel
+
+    async def _receive(self, channel: Channel) -> Any:
+        """Return the pickle of the next item, or None after the last one."""
+        try:
+            message = await channel.receive()
+        except LinkError as error:
+            self._ended = True
+            assert self._call is not None
+            raise self._call.connection.translate(error, self._method.name) from error
+        kind = message.header[0] & ~protocol.ASIDE
+        if kind == protocol.ITEM:
+            return protocol.body(message)
+        self._ended = True
+        if kind == protocol.END:
+            return None
+        failure: Failure = read_failure(kind, message, self._name)
+        raise failure.error or RemoteCancelled(self._name)
+
+
+class Streams(Generic[T]):
+    """The streams of the actors of one role, in rank order: `async with handles.rows() as streams: ...`.
+
+    A sequence of Streams. Entering it enters all of them, and leaving it leaves all; one alone may also be entered
+    by itself. To read several at once, give each a task.
+    """
+
+    def __init__(self, streams: Sequence[Stream[T]]) -> None:
+        self._streams = tuple(streams)
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            for stream in self._streams:
+                await stack.enter_async_context(stream)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stream in self._streams:
+            stream.stop()
+        await self._stack.__aexit__(kind, error, trace)
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    @overload
+    def __getitem__(self, index: int) -> Stream[T]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Streams[T]: ...
+    def __getitem__(self, index: int | slice) -> Stream[T] | Streams[T]:
+        found = self._streams[index]
+        return Streams(found) if isinstance(found, tuple) else found
+
+    def __iter__(self) -> Iterator[Stream[T]]:
+        return iter(self._streams)
+
+    def __await__(self) -> NoReturn:
+        raise TypeError(f"{self!r} is not awaited; use `async with ... as streams: async for item in streams[0]: ...`")
+
+    def __repr__(self) -> str:
+        return f"<Streams {', '.join(map(repr, self._streams))}>"

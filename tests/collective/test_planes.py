@@ -1,0 +1,597 @@
+"""Data planes on their own: every member in one process, against numpy."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from collective._backends import make_plane
+from collective.abc import PlaneContext
+from collective.errors import BackendError
+from collective.reductions import COMPLEX, FLOATS, HALVES, REDUCIBLE, check, reduce_arrays
+from collective.tensors import numpy_dtype
+from collective.types import ReduceOp
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+
+    from collective.abc import DataPlane
+
+BACKENDS = ("memory", "gloo")
+SIZES = (1, 2, 3, 4)
+LENGTHS = (1, 5, 1000)
+LARGE = 300_000
+"""Elements of a float64 array that takes the way of large ones with any number of members."""
+_keys = itertools.count()
+
+every_plane = pytest.mark.parametrize("backend", BACKENDS)
+every_size = pytest.mark.parametrize("size", SIZES)
+
+
+def make_planes(backend: str, size: int) -> list[DataPlane]:
+    """Make the planes of a group whose members are all on the running loop."""
+    loop, key = asyncio.get_running_loop(), f"planes-{next(_keys)}"
+    planes: list[DataPlane] = []
+
+    def tell_from(src: int) -> Callable[[int, bytes], None]:
+        return lambda dst, message: (loop.call_soon(lambda: planes[dst].hear(src, message)), None)[1]
+
+    for rank in range(size):
+        context = PlaneContext(group="g", key=key, rank=rank, size=size, tell=tell_from(rank), timeout=30.0)
+        planes.append(make_plane(backend, context))
+    return planes
+
+
+@asynccontextmanager
+async def opened(backend: str, size: int) -> AsyncIterator[list[DataPlane]]:
+    planes = make_planes(backend, size)
+    await asyncio.gather(*(plane.open() for plane in planes))
+    try:
+        yield planes
+    finally:
+        await asyncio.gather(*(plane.aclose() for plane in planes))
+
+
+async def all_of(completions: Sequence[Awaitable[None]]) -> None:
+    await asyncio.gather(*completions)
+
+
+def make(dtype: str, length: int, rank: int, op: ReduceOp = ReduceOp.SUM) -> np.ndarray:
+    """Return an array of any values of a dtype; small ones where rounding would hide errors."""
+    random = np.random.default_rng((rank, length, REDUCIBLE.index(dtype)))
+    if dtype == "bool":
+        return random.random(length) < 0.5
+    if dtype in COMPLEX:
+        return (random.normal(size=length) + 1j * random.normal(size=length)).astype(dtype)
+    if dtype in FLOATS:
+        array = random.normal(size=length)
+        if op in (ReduceOp.MIN, ReduceOp.MAX):
+            array[random.random(length) < 0.1] = np.nan
+        return array.astype(numpy_dtype(dtype))
+    limits = np.iinfo(dtype)
+    return random.integers(limits.min, limits.max, length, dtype, endpoint=True)
+
+
+def expect(arrays: Sequence[np.ndarray], op: ReduceOp) -> np.ndarray:
+    """Reduce by numpy alone: in rank order, halves in float32 and rounded once."""
+    dtype = arrays[0].dtype
+    wide = [array.astype(np.float32) for array in arrays] if dtype in map(numpy_dtype, HALVES) else list(arrays)
+    combine = {
+        ReduceOp.SUM: np.add,
+        ReduceOp.AVG: np.add,
+        ReduceOp.PROD: np.multiply,
+        ReduceOp.MIN: np.minimum,
+        ReduceOp.MAX: np.maximum,
+    }[op]
+    with np.errstate(all="ignore"):
+        result = wide[0]
+        for array in wide[1:]:
+            result = combine(result, array)
+        if op is ReduceOp.AVG:
+            result = result / len(arrays)
+        return result.astype(dtype)
+
+
+def reducible() -> Iterator[tuple[ReduceOp, str]]:
+    for op, dtype in itertools.product(ReduceOp, REDUCIBLE):
+        try:
+            check(op, dtype)
+        except TypeError:
+            continue
+        yield op, dtype
+
+
+def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert actual.dtype == expected.dtype
+    assert actual.tobytes() == expected.tobytes()
+
+
+def assert_reduced(actual: np.ndarray, expected: np.ndarray, op: ReduceOp) -> None:
+    """Compare bits, but for complex products: numpy's own depend on where the result lies (fused multiply-add)."""
+    if op is ReduceOp.PROD and expected.dtype.kind == "c":
+        assert actual.dtype == expected.dtype
+        np.testing.assert_allclose(actual, expected, rtol=1e-5 if expected.dtype == np.complex64 else 1e-13, atol=1e-6)
+    else:
+        assert_same_bits(actual, expected)
+
+
+def cut(length: int, size: int) -> list[int]:
+    """Return an uneven way to split a length, with an empty part where there are three or more."""
+    if size == 1:
+        return [length]
+    counts = [0] * size
+    counts[0] = length // 3
+    counts[-1] = length - counts[0]
+    return counts
+
+
+@every_plane
+@every_size
+def test_every_reduction_of_every_dtype(backend: str, size: int) -> None:
+    async def main() -> None:
+        async with opened(backend, size) as planes:
+            for (op, dtype), length in itertools.product(reducible(), LENGTHS):
+                arrays = [make(dtype, length, rank, op) for rank in range(size)]
+                before = [array.copy() for array in arrays]
+                for array in arrays:
+                    array.setflags(write=False)
+                outs = [np.empty_like(array) for array in arrays]
+                await all_of([p.allreduce(a, o, op) for p, a, o in zip(planes, arrays, outs, strict=True)])
+                expected = expect(arrays, op)
+                for out in outs:
+                    assert_reduced(out, expected, op)
+                    assert_same_bits(out, outs[0])
+                for array, original in zip(arrays, before, strict=True):
+                    assert_same_bits(array, original)
+
+    asyncio.run(main())
+
+
+@every_plane
+@every_size
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "complex64", "int8"])
+def test_large_reductions(backend: str, size: int, dtype: str) -> None:
+    length = LARGE * 8 // numpy_dtype(dtype).itemsize + 3
+    op = ReduceOp.PROD if dtype == "complex64" else ReduceOp.SUM
+
+    async def main() -> None:
+        arrays = [make(dtype, length, rank) for rank in range(size)]
+        expected = expect(arrays, op)
+        counts = cut(length, size)
+        async with opened(backend, size) as planes:
+            outs = [np.empty_like(array) for array in arrays]
+            await all_of([p.allreduce(a, o, op) for p, a, o in zip(planes, arrays, outs, strict=True)])
+            for out in outs:
+                assert_reduced(out, expected, op)
+                assert_same_bits(out, outs[0])
+
+            root = size - 1
+            top = np.empty_like(expected)
+            await all_of(
+                [p.reduce(a, top if r == root else None, op, root) for r, (p, a) in enumerate(zip(planes, arrays))]
+            )
+            assert_reduced(top, expected, op)
+
+            parts = [np.empty(count, expected.dtype) for count in counts]
+            await all_of(
+                [p.reduce_scatter(a, o, op, counts) for p, a, o in zip(planes, arrays, parts, strict=True)]
+            )
+            assert_reduced(np.concatenate(parts), expected, op)
+
+            await all_of([p.allreduce(a, a, op) for p, a in zip(planes, arrays, strict=True)])  # in place
+            for array in arrays:
+                assert_reduced(array, expected, op)
+
+    asyncio.run(main())
+
+
+@every_plane
+@every_size
+@pytest.mark.parametrize("length", [0, 1, 7, LARGE * 8])
+def test_moving(backend: str, size: int, length: int) -> None:
+    async def main() -> None:
+        async with opened(backend, size) as planes:
+            for root in range(size):
+                arrays = [np.full(length, rank + 1, np.uint8) for rank in range(size)]
+                await all_of([p.broadcast(a, root) for p, a in zip(planes, arrays, strict=True)])
+                assert all((array == root + 1).all() for array in arrays)
+
+            counts = cut(length, size)
+            sources = [np.full(count, rank + 1, np.uint8) for rank, count in enumerate(counts)]
+            outs = [np.empty(length, np.uint8) for _ in range(size)]
+            await all_of([p.allgather(s, o, counts) for p, s, o in zip(planes, sources, outs, strict=True)])
+            for out in outs:
+                assert_same_bits(out, np.concatenate(sources))
+
+            def size_between(src: int, dst: int) -> int:
+                return 0 if (src + dst) % 3 == 2 else length // (1 + src + 2 * dst)
+
+            sent = [
+                [np.full(size_between(src, dst), 10 * src + dst, np.uint8) for dst in range(size)]
+                for src in range(size)
+            ]
+            got = [[np.empty(size_between(src, dst), np.uint8) for src in range(size)] for dst in range(size)]
+            await all_of([p.alltoall(s, t) for p, s, t in zip(planes, sent, got, strict=True)])
+            for src, dst in itertools.product(range(size), repeat=2):
+                assert_same_bits(got[dst][src], sent[src][dst])
+
+    asyncio.run(main())
+
+
+@every_plane
+@every_size
+def test_short_rooted_and_scattered_reductions(backend: str, size: int) -> None:
+    async def main() -> None:
+        async with opened(backend, size) as planes:
+            for length, op in itertools.product((0, 1, 10), (ReduceOp.SUM, ReduceOp.PROD)):
+                arrays = [make("complex128", length, rank) for rank in range(size)]
+                expected = expect(arrays, op)
+                for root in range(size):
+                    top = np.empty_like(expected)
+                    await all_of(
+                        [
+                            p.reduce(a, top if r == root else None, op, root)
+                            for r, (p, a) in enumerate(zip(planes, arrays, strict=True))
+                        ]
+                    )
+                    assert_reduced(top, expected, op)
+                counts = cut(length, size)
+                parts = [np.empty(count, np.complex128) for count in counts]
+                await all_of(
+                    [p.reduce_scatter(a, o, op, counts) for p, a, o in zip(planes, arrays, parts, strict=True)]
+                )
+                assert_reduced(np.concatenate(parts), expected, op)
+
+    asyncio.run(main())
+
+
+@every_plane
+@pytest.mark.parametrize("size", [2, 3])
+def test_large_and_small_operations_pair_in_call_order(backend: str, size: int) -> None:
+    """All are pending at once, and members issue at different paces."""
+
+    async def main() -> None:
+        async with opened(backend, size) as planes:
+            lengths = [1, LARGE, 1, 2, LARGE, LARGE // 2, 3, 1, 1]
+            outs: list[list[np.ndarray]] = []
+            completions: list[Awaitable[None]] = []
+            for rank, plane in enumerate(planes):
+                outs.append([np.empty(length) for length in lengths])
+                for place, (length, out) in enumerate(zip(lengths, outs[rank], strict=True)):
+                    source = np.full(length, float(10**place) * (rank + 1))
+                    if place % 4 == 2:
+                        counts = [length] * size
+                        gathered = np.empty(length * size)
+                        outs[rank][place] = gathered
+                        completions.append(
+                            plane.allgather(
+                                source.view(np.uint8), gathered.view(np.uint8), [8 * count for count in counts]
+                            )
+                        )
+                    else:
+                        completions.append(plane.allreduce(source, out, ReduceOp.SUM))
+                await asyncio.sleep(0)
+            await all_of(completions)
+            total = sum(range(1, size + 1))
+            for place, length in enumerate(lengths):
+                for rank in range(size):
+                    out = outs[rank][place]
+                    if place % 4 == 2:
+                        expected = np.repeat([float(10**place) * (r + 1) for r in range(size)], length)
+                        assert (out == expected).all()
+                    else:
+                        assert (out == float(10**place) * total).all()
+
+    asyncio.run(main())
+
+
+@every_plane
+def test_the_loop_goes_on_beside_large_operations(backend: str) -> None:
+    """While 64 MiB are reduced, the loop keeps turning: the work is on other threads."""
+
+    async def main() -> None:
+        async with opened(backend, 2) as planes:
+            arrays = [np.ones(8 << 20) for _ in planes]
+            pending = asyncio.gather(*(p.allreduce(a, a, ReduceOp.SUM) for p, a in zip(planes, arrays, strict=True)))
+            turns = 0
+            while not pending.done():
+                await asyncio.sleep(0)
+                turns += 1
+            await pending
+            assert turns > 20
+            assert (arrays[1] == 2).all()
+
+    asyncio.run(main())
+
+
+@every_plane
+def test_abandoned_work_leaves_the_callers_memory_alone(backend: str) -> None:
+    async def main() -> None:
+        planes = make_planes(backend, 2)
+        await asyncio.gather(*(plane.open() for plane in planes))
+        started = time.monotonic()
+        for length in (10, LARGE):
+            for plane in planes[:1]:
+                plane.allreduce(np.ones(length), kept := np.zeros(length), ReduceOp.SUM)
+        planes[0].abandon()
+        planes[0].abandon()
+        if backend == "gloo":  # a member whose peer left fails, or stays pending until it leaves too
+            with pytest.raises(BackendError):
+                await asyncio.wait_for(planes[1].allreduce(np.ones(10), np.zeros(10), ReduceOp.SUM), 20)
+        planes[1].abandon()
+        await planes[0].aclose()
+        assert time.monotonic() - started < 20
+        assert not kept.any()
+        with pytest.raises(BackendError, match="not open"):
+            planes[0].broadcast(np.ones(1, np.uint8), 0)
+
+    asyncio.run(main())
+
+
+@every_plane
+def test_opening_alone_ends_when_abandoned(backend: str) -> None:
+    async def main() -> None:
+        plane = make_planes(backend, 2)[0]
+        opening = asyncio.create_task(plane.open())
+        await asyncio.sleep(0)
+        plane.abandon()
+        with pytest.raises(BackendError):
+            await asyncio.wait_for(opening, 30)
+
+    asyncio.run(main())
+
+
+@every_plane
+def test_operations_before_opening_are_refused(backend: str) -> None:
+    async def main() -> None:
+        plane = make_planes(backend, 1)[0]
+        with pytest.raises(BackendError, match="not open"):
+            plane.broadcast(np.ones(1, np.uint8), 0)
+        await plane.aclose()
+
+    asyncio.run(main())
+
+
+def test_memory_members_on_two_loops_are_refused() -> None:
+    async def first() -> None:
+        planes = make_planes("memory", 2)
+        opening = asyncio.create_task(planes[0].open())
+        await asyncio.sleep(0)
+        refused: list[BaseException] = []
+
+        def other_loop() -> None:
+            with pytest.raises(BackendError, match="another event loop") as caught:
+                asyncio.run(planes[1].open())
+            refused.append(caught.value)
+
+        thread = threading.Thread(target=other_loop)
+        thread.start()
+        await asyncio.to_thread(thread.join)
+        assert len(refused) == 1
+        planes[0].abandon()
+        with pytest.raises(BackendError):
+            await opening
+
+    asyncio.run(first())
+
+
+def test_unknown_backend_lists_the_known() -> None:
+    context = PlaneContext("g", "k", 0, 1, lambda rank, message: None, 1.0)
+    with pytest.raises(ValueError, match="'nccl'; known are gloo, memory"):
+        make_plane("nccl", context)
+
+
+def test_memory_meetings_are_freed() -> None:
+    from collective._backends import memory
+
+    async def main() -> None:
+        async with opened("memory", 3) as planes:
+            assert memory._meetings
+            await all_of([p.allreduce(np.ones(2), np.ones(2), ReduceOp.SUM) for p in planes])
+        del planes
+
+    asyncio.run(main())
+    assert not memory._meetings
+
+
+def test_gloo_ends_its_threads_and_descriptors() -> None:
+    """Also those of abandoned groups with work pending."""
+    import torch  # noqa: F401  # so that its own threads are there before
+
+    def count() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+    async def use(abandon: bool) -> None:
+        planes = make_planes("gloo", 3)
+        await asyncio.gather(*(plane.open() for plane in planes))
+        await all_of([p.allreduce(np.ones(LARGE), np.ones(LARGE), ReduceOp.SUM) for p in planes])
+        if abandon:
+            planes[0].allreduce(np.ones(LARGE), np.ones(LARGE), ReduceOp.SUM)
+            planes[0].allreduce(np.ones(1), np.ones(1), ReduceOp.SUM)
+            for plane in planes:
+                plane.abandon()
+        else:
+            await asyncio.gather(*(plane.aclose() for plane in planes))
+
+    from collective._backends import _gloo_session
+
+    asyncio.run(use(False))
+    before = count()
+    for abandon in (False, True, False, True):
+        asyncio.run(use(abandon))
+        for session in list(_gloo_session._living):
+            assert session.join(20)
+    deadline = time.monotonic() + 20
+    while count() != before and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert count() == before
+
+
+# Processes: what only they can show.
+
+_MEMBER = """
+import asyncio, os, pickle, struct, sys, time
+import numpy as np
+from collective._backends import make_plane
+from collective.abc import PlaneContext
+from collective.errors import BackendError
+from collective.types import ReduceOp
+
+def say(*words):
+    print(*words, flush=True)
+
+async def connect():
+    rank, size, directory = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    loop = asyncio.get_running_loop()
+    path = lambda r: os.path.join(directory, f"s{r}")
+    planes = []
+    async def serve(reader, writer):
+        src, length = struct.unpack("II", await reader.readexactly(8))
+        planes[0].hear(src, await reader.readexactly(length))
+        writer.close()
+    server = await asyncio.start_unix_server(serve, path(rank))
+    tasks = set()
+    async def tell(dst, message):
+        while not os.path.exists(path(dst)):
+            await asyncio.sleep(0.01)
+        _, writer = await asyncio.open_unix_connection(path(dst))
+        writer.write(struct.pack("II", rank, len(message)) + message)
+        await writer.drain()
+        writer.close()
+    context = PlaneContext("g", "k", rank, size, lambda dst, m: tasks.add(loop.create_task(tell(dst, m))), 30.0)
+    planes.append(make_plane("gloo", context))
+    await planes[0].open()
+    return rank, size, planes[0]
+"""
+
+
+def start_members(directory: object, size: int, body: str) -> list[subprocess.Popen[str]]:
+    """Start processes that connect, then run `body`: the inside of an async function with rank, size and plane."""
+    source = _MEMBER + "async def main():\n    rank, size, plane = await connect()\n"
+    source += textwrap.indent(textwrap.dedent(body), "    ") + "\nasyncio.run(main())\nsay('left')\n"
+    return [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", source, str(rank), str(size), str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def lines_until(process: subprocess.Popen[str], word: str) -> str:
+    """Read lines of its output until one starts with a word; return that."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(word):
+            return line
+    assert process.stderr is not None
+    raise AssertionError(f"ended before saying {word!r}: {process.stderr.read()}")
+
+
+def finish(processes: Sequence[subprocess.Popen[str]], within: float) -> list[int]:
+    """Wait for processes; kill what is left. Return their exit codes."""
+    deadline = time.monotonic() + within
+    try:
+        return [process.wait(max(0.1, deadline - time.monotonic())) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_survivors_of_a_killed_process_get_away(tmp_path: Any) -> None:
+    """Its peers' work fails or stays pending, abandoning returns at once, and so does leaving."""
+    processes = start_members(
+        tmp_path,
+        3,
+        """
+        large = np.ones(1 << 20)
+        await plane.allreduce(large, large, ReduceOp.SUM)
+        if rank == 2:
+            say("ready")
+            await asyncio.sleep(1000)
+        work = plane.allreduce(large, large, ReduceOp.SUM)
+        say("ready")
+        try:
+            await asyncio.wait_for(asyncio.shield(work), 20)
+        except BackendError as error:
+            say("failed", error)
+        started = time.monotonic()
+        plane.abandon()
+        say("abandoned", time.monotonic() - started)
+        """,
+    )
+    try:
+        for process in processes:
+            lines_until(process, "ready")
+        os.kill(processes[2].pid, signal.SIGKILL)
+        for process in processes[:2]:
+            assert "gloo: " in lines_until(process, "failed")
+            assert float(lines_until(process, "abandoned").split()[1]) < 0.5
+        started = time.monotonic()
+        for process in processes[:2]:
+            lines_until(process, "left")
+        assert time.monotonic() - started < 5
+    finally:
+        assert finish(processes, 10) == [0, 0, -signal.SIGKILL]
+
+
+@pytest.mark.parametrize("ending", ["plane.abandon()", "pass", "sys.exit(0)"])
+def test_the_interpreter_exits_with_work_pending(tmp_path: Any, ending: str) -> None:
+    """One member never comes to an operation that the other has issued; whether abandoned or forgotten, both exit."""
+    processes = start_members(
+        tmp_path,
+        2,
+        f"""
+        small, large = np.ones(1), np.ones(1 << 20)
+        await plane.allreduce(small, small, ReduceOp.SUM)
+        if rank == 0:
+            works = [plane.allreduce(small, small, ReduceOp.SUM), plane.allreduce(large, large, ReduceOp.SUM)]
+        say("issued")
+        await asyncio.to_thread(sys.stdin.read, 1)
+        {ending}
+        """,
+    )
+    try:
+        for process in processes:
+            lines_until(process, "issued")
+        started = time.monotonic()
+        for process in processes:  # the one with work pending goes first
+            assert process.stdin is not None
+            process.stdin.write("x")
+            process.stdin.flush()
+            assert process.wait(20) == 0, process.stderr and process.stderr.read()
+        assert time.monotonic() - started < 10
+    finally:
+        finish(processes, 10)
+
+
+def test_who_is_done_may_leave_while_others_still_receive(tmp_path: Any) -> None:
+    """Closing right after the own part of a broadcast cuts nobody off from theirs."""
+    processes = start_members(
+        tmp_path,
+        2,
+        """
+        for size_now in (10, 1 << 16, 8 << 20):
+            array = np.full(size_now, 7 if rank == 0 else 0, np.uint8)
+            await plane.broadcast(array, 0)
+            assert (array == 7).all()
+        await plane.aclose()
+        """,
+    )
+    assert finish(processes, 60) == [0, 0]
