@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 .PHONY: help demo test check bench clean
 help:
-	@echo 'make demo    train on real data: a gang of readers and trainers on Ray (DEMO_ARGS="--epochs 5")'
+	@echo 'make demo    train on real data: a gang of readers and trainers on Ray (DEMO_ARGS="--epochs 8")'
 	@echo 'make test    run the tests (TEST_ARGS="-k digits")'
 	@echo 'make check   run ruff, mypy and the tests of the import rules'
 	@echo 'make bench   run the benchmarks (BENCHMARKS="start")'

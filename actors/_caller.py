@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 from actors import _protocol as protocol
 from actors._context import current
@@ -99,7 +100,7 @@ class Call:
         reply = self.outcome()
         if isinstance(reply, Failure):
             raise reply.error or RemoteCancelled(str(self))
-        return loads(*protocol.body(reply), f"the result of {self}")
+        return loads(*protocol.body(reply), "the result", self)
 
     def outcome(self) -> Message | Failure:
         """Return the reply of a call that has ended, an error being put together."""
@@ -111,12 +112,18 @@ class Call:
 
 
 class Connection:
-    """The channels from one endpoint to one actor. Belongs to a loop; ends with its link, or with the actor."""
+    """The channels from one endpoint to one actor. Belongs to a loop; ends with its link, or with the actor.
 
-    def __init__(self, endpoint: Endpoint, target: Target, table: dict[str, Connection]) -> None:
+    :param dialer: the endpoint, where it is an actor's; None where it is the loop's own.
+    """
+
+    def __init__(
+        self, target: Target, endpoint: Endpoint, dialer: Endpoint | None, table: dict[str, Connection]
+    ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.link: Link | None = None
         self.target = target
+        self.dialer = dialer
+        self.link: Link | None = None
         self._endpoint = endpoint
         self._table = table
         self._number = next(_numbers)
@@ -126,6 +133,11 @@ class Connection:
         self._call_numbers = count(1)
         self._line: deque[asyncio.Future[None]] = deque()
         self._ended: Exception | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether calls can be made; another connection must be made where not."""
+        return self._ended is None
 
     def begin(self, method: Method, data: bytes, buffers: Sequence[Buffer]) -> Call:
         """Make a call: its request has left when this returns, or has its place in line."""
@@ -252,30 +264,39 @@ def connection_to(target: Target) -> Connection:
     except RuntimeError as error:
         raise NotReady(f"a call to {target} needs a running event loop: use it under asyncio.run") from error
     context = current.get()
-    endpoint = context.endpoint if context is not None and context.loop is loop else loop_endpoint()
+    dialer = context.endpoint if context is not None and context.loop is loop else None
+    last = target.route[0]()
+    if last is None or last.dialer is not dialer or last.loop is not loop or not last.live:
+        last = _find_connection(target, dialer)
+        target.route[0] = ref(last)
+    return last
+
+
+def _find_connection(target: Target, dialer: Endpoint | None) -> Connection:
+    endpoint = loop_endpoint() if dialer is None else dialer
     # Kept on the endpoint, so that both go together: a table of endpoints would hold them by way of their links.
     table: dict[str, Connection] | None = endpoint.__dict__.get("_gangline_connections")
     if table is None:
         table = endpoint.__dict__["_gangline_connections"] = {}
     connection = table.get(target.key)
     if connection is None:
-        connection = table[target.key] = Connection(endpoint, target, table)
+        connection = table[target.key] = Connection(target, endpoint, dialer, table)
     return connection
 
 
-async def call(target: Target, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a method of an actor and return its result.
+async def call(target: Target, method: Method, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a method of an actor, known to people as `name`, and return its result.
 
     Cancelling it cancels the method, without waiting for the method to end.
     """
-    data, buffers = dumps((args, kwargs), f"an argument of {target}.{method.name}")
+    data, buffers = dumps((args, kwargs), "an argument", name)
     made = connection_to(target).begin(method, data, buffers)
     del data, buffers
     try:
         if made.place is not None:
             await made.leave()
         await made.reply
-    except asyncio.CancelledError:
+    except BaseException:
         made.cancel(forget=True)
         raise
     return made.result()

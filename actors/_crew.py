@@ -151,9 +151,8 @@ class Crew:
     def overdue(self, seconds: float) -> GangStartError:
         """Return the error for a start that took longer than it may."""
         late = list(self._step.waiting)
-        names = ", ".join(map(str, late[:10])) + (f" and {len(late) - 10} more" if len(late) > 10 else "")
         first = late[0]
-        problem = f"not done when start_timeout ended, {seconds:g} s after the start began (waiting for {names})"
+        problem = f"not done when start_timeout ended, {seconds:g} s after the start began (waiting for {_list(late)})"
         return GangStartError(self.gang, first.launch.role, first.launch.rank, first.phase.value, problem)
 
     # Ending.
@@ -165,8 +164,7 @@ class Crew:
         """
         self._starting = False
         errors = await self._end_phase(Phase.TEARDOWN, TEARDOWN_SECONDS, hurry)
-        for error in await self._end_phase(Phase.CLOSE, CLOSE_SECONDS, hurry):
-            _logger.error("gang %s: an actor could not close in good order", self.gang, exc_info=error)
+        await self._end_phase(Phase.CLOSE, CLOSE_SECONDS, hurry)
         for seat in self.seats:
             seat.leaving = True
         return errors
@@ -181,11 +179,11 @@ class Crew:
             # Done with closing is who has closed the connection.
             seat.leaving = phase is Phase.CLOSE
         await asyncio.wait([step.done, hurry], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if step.waiting and not hurry.done():
+            text = "gang %s: %s did not end within the %g s that there are for %s; killing what is left"
+            _logger.warning(text, self.gang, _list(step.waiting), seconds, phase.value)
         for seat in step.waiting:
             seat.leaving = True
-            if not hurry.done():
-                text = "gang %s: %s did not end its %s within %g s; it will be killed"
-                _logger.warning(text, self.gang, seat, phase.value, seconds)
         return step.errors
 
     # What the hosts say.
@@ -205,8 +203,7 @@ class Crew:
         if note.phase is not step.phase:
             return  # of a phase that was cut short
         if note.error is None:
-            if note.phase is not Phase.CLOSE:
-                step.finish(seat)
+            step.finish(seat)
             return
         error = loads_error(note.error, f"{seat} in its {note.phase.value}")
         if not self._starting:
@@ -244,3 +241,8 @@ class Crew:
         wrapped = GangStartError(self.gang, seat.launch.role, seat.launch.rank, seat.phase.value, problem)
         wrapped.__cause__ = error
         return wrapped
+
+
+def _list(seats: Iterable[Seat]) -> str:
+    names = list(map(str, seats))
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -38,6 +38,7 @@ class Dispatcher:
             method.wire: Served(name, f"{role}[{rank}].{name}", method.kind, getattr(instance, name))
             for name, method in interface.methods.items()
         }
+        self.closing = False
         self.workers = Workers(f"{role}[{rank}]", threads)
         self._endpoint = endpoint
         self._port = protocol.port(uid)
@@ -57,6 +58,7 @@ class Dispatcher:
         A method may take its time to end, or never do: bound this by a timeout. Where this is cancelled, the callers of
         what still runs get ActorClosed then. Idempotent.
         """
+        self.closing = True
         self._endpoint.unserve(self._port)
         sessions = list(self._sessions.values())
         for session in sessions:
@@ -73,7 +75,7 @@ class Dispatcher:
             self._sessions.clear()
 
     def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
-        """Run part of a call as a task, in the actor's context."""
+        """Run a call, or part of one, as a task in a copy of the actor's context."""
         task = self._loop.create_task(work, name=name, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import threading
 from contextvars import copy_context
 from pathlib import Path
@@ -23,7 +24,7 @@ from actors.abc import ProcessId
 from actors.actor import connect, create
 from actors.errors import RemoteCancelled
 from collective._backends import preload
-from collective.errors import LinkError
+from collective.errors import LinkBroken, LinkError
 from collective.formation import form_group
 from collective.types import Address, Member
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from actors.abc import Launch
     from actors.actor import Actor
-    from collective.abc import Channel, Endpoint
+    from collective.abc import Channel, Endpoint, Link
     from collective.group import Group
 
 Blueprint: TypeAlias = "tuple[type[Actor], tuple[Any, ...], Mapping[str, Any]]"
@@ -41,6 +42,8 @@ CALLS_SECONDS = 1.0
 """What calls that run are given to end once they are cancelled, before `teardown` goes ahead without them."""
 CLOSE_SECONDS = 0.5
 """What the groups are given to close."""
+
+_ATTEMPTS = 5
 
 _logger = logging.getLogger("actors")
 
@@ -53,6 +56,7 @@ class Host:
 
     def __init__(self, launch: Launch, endpoint: Endpoint, make: Callable[[], Blueprint]) -> None:
         self.launch = launch
+        self.leaving = False
         self._endpoint = endpoint
         self._make = make
         self._loop = asyncio.get_running_loop()
@@ -60,6 +64,7 @@ class Host:
         self._actor: Actor
         self._groups: dict[str, Group] = {}
         self._dispatcher: Dispatcher | None = None
+        self._roster: Roster | None = None
         self._set_up = False
         self._phase: asyncio.Task[None] | None = None
         # One context for all that is done for the actor: what __init__ sets in it is there in setup and in calls.
@@ -75,23 +80,36 @@ class Host:
             LinkError: the gang could not be reached.
         """
         launch, endpoint = self.launch, self._endpoint
-        ordered = False
         try:
             endpoint.grant(launch.member)
             endpoint.grant(launch.calls, (protocol.port(launch.uid),))
-            link = await endpoint.connect(launch.home, launch.member)
+            link = await self._connect_home()
             introduction = Introduction(launch.role, launch.rank, endpoint.address, own_process())
             if launch.backends:
                 # Importing torch takes a second and more; done in a thread, it overlaps with the start of the others.
                 threading.Thread(target=preload, args=(launch.backends,), name="preload", daemon=True).start()
             self._channel = link.open(PORT, pack(introduction))
             self._begin(Phase.CONSTRUCTOR, self._construct())
-            ordered = await self._obey()
+            self.leaving = await self._obey()
         finally:
-            if not ordered:
-                await self._drop()
+            await self._stop_phase()
+            if not self.leaving:
+                await self._end_calls()
+            # Before the groups: all members leave now, and to say so to each other would cost a link for each pair.
             await endpoint.aclose()
-        return ordered
+            await self._leave_groups()
+        return self.leaving
+
+    async def _connect_home(self) -> Link:
+        """Connect to the gang. With a thousand others at once it may take a few attempts."""
+        pause = 0.05
+        for _ in range(_ATTEMPTS):
+            try:
+                return await self._endpoint.connect(self.launch.home, self.launch.member)
+            except LinkBroken:
+                await asyncio.sleep(random.uniform(0, pause))
+                pause *= 2
+        return await self._endpoint.connect(self.launch.home, self.launch.member)
 
     async def _obey(self) -> bool:
         while True:
@@ -113,8 +131,6 @@ class Host:
                     await self._stop_phase()
                     self._begin(note.phase, self._tear_down())
                 case Phase.CLOSE:
-                    await self._stop_phase()
-                    await self._perform(note.phase, self._leave_groups())
                     return True
                 case _:
                     raise AssertionError(f"no order: {note}")
@@ -154,7 +170,7 @@ class Host:
 
     async def _form_groups(self, data: memoryview) -> None:
         launch = self.launch
-        roster = Roster.loads(data)
+        roster = self._roster = Roster.loads(data)
 
         async def form(spec: Any, rank: int) -> None:
             self._groups[spec.name] = await form_group(
@@ -212,18 +228,12 @@ class Host:
 
     async def _leave_groups(self) -> None:
         groups, self._groups = self._groups, {}
-        async with asyncio.timeout(CLOSE_SECONDS), asyncio.TaskGroup() as tasks:
-            for group in groups.values():
-                tasks.create_task(group.aclose())
-
-    async def _drop(self) -> None:
-        """Let go of everything where nobody gave an order to: the gang is gone, or this host was killed."""
-        await self._stop_phase()
-        await self._end_calls()
         try:
-            await self._leave_groups()
+            async with asyncio.timeout(CLOSE_SECONDS), asyncio.TaskGroup() as tasks:
+                for group in groups.values():
+                    tasks.create_task(group.aclose())
         except Exception:
-            _logger.exception("%s: its groups did not close", self.launch)
+            _logger.exception("%s: its groups did not close in good order", self.launch)
 
     def _mourn(self, lost: Lost) -> None:
         for group in self._groups.values():

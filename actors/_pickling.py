@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 PROTOCOL = 5
 
 
-def dumps(obj: object, what: str) -> tuple[bytes, list[memoryview]]:
+def dumps(obj: object, what: str, of: object = None) -> tuple[bytes, list[memoryview]]:
     """Take an object apart into a pickle and the memory beside it, which is the object's own until copied.
 
-    :param what: names the object in the error.
+    :param what: names the object in the error; so does `of`, whose text is taken only then.
 
     Raises:
         NotPicklable: neither pickle nor cloudpickle can.
@@ -56,11 +56,11 @@ def dumps(obj: object, what: str) -> tuple[bytes, list[memoryview]]:
         try:
             data = _dumps_by_value(obj, buffers.append)
         except Exception as error:
-            raise NotPicklable(what, f"{type(error).__name__}: {error}") from error
-    return data, [buffer.raw() for buffer in buffers]
+            raise _not_picklable(what, of, error) from error
+    return data, [buffer.raw() for buffer in buffers] if buffers else []
 
 
-def loads(data: Buffer, buffers: Sequence[memoryview], what: str) -> Any:
+def loads(data: Buffer, buffers: Sequence[memoryview], what: str, of: object = None) -> Any:
     """Put an object together again, in memory that `buffers` hand over.
 
     Raises:
@@ -76,7 +76,11 @@ def loads(data: Buffer, buffers: Sequence[memoryview], what: str) -> Any:
         finally:
             del _lent.buffers
     except Exception as error:
-        raise NotPicklable(what, f"{type(error).__name__}: {error}") from error
+        raise _not_picklable(what, of, error) from error
+
+
+def _not_picklable(what: str, of: object, error: Exception) -> NotPicklable:
+    return NotPicklable(what if of is None else f"{what} of {of}", f"{type(error).__name__}: {error}")
 
 
 def dumps_error(error: BaseException, own_modules: Container[str]) -> tuple[str, str, str, bytes | None]:

@@ -84,7 +84,7 @@ async def send(channel: Channel, header: bytes, buffers: Sequence[Buffer]) -> No
 
 
 def nbytes(header: bytes, buffers: Sequence[Buffer]) -> int:
-    """Return the size of a message, as compared with `collective.abc.LARGE`."""
+    """Return the size of a message, as compared with `collective.abc.LARGE`; each buffer's size counts as well."""
     if not buffers:
         return len(header)
-    return len(header) + sum(b.nbytes if isinstance(b, memoryview) else len(b) for b in buffers)
+    return len(header) + sum(8 + (b.nbytes if isinstance(b, memoryview) else len(b)) for b in buffers)

@@ -46,7 +46,7 @@ class Ending(enum.Enum):
 class Running:
     """One call on an actor, from its request to its reply. Its `run` is a task of its own."""
 
-    __slots__ = ("_body", "_ending", "_started", "method", "number", "session", "task", "where")
+    __slots__ = ("_body", "_ending", "_started", "method", "number", "session", "stream", "task", "where")
 
     def __init__(self, session: Session, number: int, method: Served, body: tuple[Any, Sequence[memoryview]]) -> None:
         self.session = session
@@ -54,6 +54,7 @@ class Running:
         self.method = method
         self.where = method.where
         self.task: asyncio.Task[None] | None = None
+        self.stream: Channel | None = None
         self._body = body
         self._started = False
         self._ending: Ending | None = None
@@ -70,30 +71,32 @@ class Running:
     async def run(self) -> None:
         """Run the method, then reply."""
         self._started = True
-        stream: Channel | None = None
         with CallScope() as scope:
             try:
                 if self._ending is not None:
                     raise asyncio.CancelledError
                 if self.method.kind is Kind.STREAM:
-                    stream = await self.session.stream(self.number)
-                args, kwargs = loads(*self._body, f"an argument of {self.where}")
+                    self.stream = await self.session.stream(self.number)
+                args, kwargs = loads(*self._body, "an argument", self.where)
                 self._body = (b"", ())
+                result = None
                 if self.method.kind is Kind.ASYNC:
                     result = await self.method.function(*args, **kwargs)
-                elif stream is None:
+                elif self.stream is None:
                     result = await self._in_thread(args, kwargs)
                 else:
-                    await self._generate(stream, args, kwargs)
-                    result = None
+                    await self._generate(self.stream, args, kwargs)
                 del args, kwargs
             except BaseException as error:  # SystemExit too: it is the method's outcome, not the end of the actor
                 kind, data, buffers = self._failure(error, scope)
             else:
-                kind, data, buffers = self._success(result, stream)
+                kind, data, buffers = self._success(result)
         # From here on it has ended, and nothing cancels it.
         self.session.running.pop(self.number, None)
-        await self._reply(kind, data, buffers, stream)
+        try:
+            await self._reply(kind, data, buffers)
+        except Exception as error:  # more than a link carries; whatever it is, the caller must not wait for ever
+            await self._reply(*self._error(error, ()))
 
     async def _in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self.method.function
@@ -115,11 +118,10 @@ class Running:
     async def _generate(self, channel: Channel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         flow = _Flow(self, channel)
         generator: AsyncGenerator[Any, Any] = self.method.function(*args, **kwargs)
-        what = f"an item of {self.where}"
         try:
             async for item in generator:
                 await flow.take()
-                header, buffers = protocol.pack(protocol.ITEM, 0, *dumps(item, what))
+                header, buffers = protocol.pack(protocol.ITEM, 0, *dumps(item, "an item", self.where))
                 del item
                 await protocol.send(channel, header, buffers)
         finally:
@@ -129,11 +131,11 @@ class Running:
                     self.task.uncancel()
             await generator.aclose()
 
-    def _success(self, result: Any, stream: Channel | None) -> tuple[int, bytes, Sequence[memoryview]]:
-        if stream is not None:
+    def _success(self, result: Any) -> tuple[int, bytes, Sequence[memoryview]]:
+        if self.stream is not None:
             return protocol.END, b"", ()
         try:
-            return protocol.RESULT, *dumps(result, f"the result of {self.where}")
+            return protocol.RESULT, *dumps(result, "the result", self.where)
         except Exception as error:
             return self._error(error, ())
 
@@ -154,17 +156,18 @@ class Running:
     def _error(self, error: BaseException, broken: Sequence[str]) -> tuple[int, bytes, Sequence[memoryview]]:
         return protocol.ERROR, *dumps((dumps_error(error, OWN_MODULES), list(broken)), f"the error of {self.where}")
 
-    async def _reply(self, kind: int, data: bytes, buffers: Sequence[memoryview], stream: Channel | None) -> None:
+    async def _reply(self, kind: int, data: bytes, buffers: Sequence[memoryview]) -> None:
         header, parts = protocol.pack(kind, self.number, data, buffers)
-        if stream is None:
-            await self.session.reply(header, parts)
+        if self.stream is None:
+            if not self.session.reply_now(header, parts):
+                await self.session.reply(header, parts)
             return
         try:
-            await stream.send(header, parts)
+            await self.stream.send(header, parts)
         except LinkError:
             return  # the reader is gone, and knows
         finally:
-            stream.close()
+            self.stream.close()
 
 
 class _Flow:

@@ -10,7 +10,7 @@ from actors._pickling import dumps, dumps_error, loads
 from actors._running import OWN_MODULES, Ending, Running
 from actors.errors import ActorClosed
 from collective.abc import LARGE
-from collective.errors import LinkBroken, LinkError
+from collective.errors import LinkBroken, LinkError, WouldBlock
 from collective.scopes import reset_everywhere
 
 if TYPE_CHECKING:
@@ -65,6 +65,19 @@ class Session:
             waiting = self._streams[number] = asyncio.get_running_loop().create_future()
         return waiting
 
+    def reply_now(self, header: bytes, buffers: Sequence[Buffer]) -> bool:
+        """Send a reply, if that needs no waiting."""
+        main = self._main
+        if main is None or protocol.nbytes(header, buffers) > LARGE:
+            return False
+        try:
+            main.send_nowait(header, buffers)
+        except WouldBlock:
+            return False
+        except LinkError:
+            pass  # the caller is gone, and what it waited for has failed there
+        return True
+
     async def reply(self, header: bytes, buffers: Sequence[Buffer]) -> None:
         """Send a reply; large ones go their own way, so that they delay no small one."""
         main = self._main
@@ -92,7 +105,9 @@ class Session:
         for number, call in self.running.items():
             error = dumps_error(ActorClosed(self.role, self.rank, call.method.name), OWN_MODULES)
             header, buffers = protocol.pack(protocol.ERROR, number, dumps((error, []), "an error")[0])
-            if self._main is not None:
+            if call.stream is not None:
+                call.stream.close()
+            elif self._main is not None:
                 self._main.post(header, buffers)
 
     def close(self) -> None:
@@ -124,9 +139,15 @@ class Session:
         start += int.from_bytes(message.header[start - 2 : start], "little")
         wire = message.header[protocol.HEAD.size : start]
         method = self._dispatcher.methods.get(wire)
-        if method is None:
+        if method is None or self._dispatcher.closing:
             name = wire[2:].decode(errors="replace")
-            error = AttributeError(f"{self.role}[{self.rank}] has no method {name!r}; the handle is for another class")
+            error: Exception
+            if self._dispatcher.closing:
+                error = ActorClosed(self.role, self.rank, name)
+            else:
+                error = AttributeError(
+                    f"{self.role}[{self.rank}] has no method {name!r}; the handle is for another class"
+                )
             self._dispatcher.spawn(self._refuse(number, error), name=name)
             return
         call = Running(self, number, method, protocol.body(message, start))

@@ -11,6 +11,7 @@ from actors._protocol import port
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from actors._caller import Connection
     from actors._interface import Interface
     from collective.types import Address, Credential
 
@@ -44,6 +45,11 @@ class Target:
     def key(self) -> str:
         """What callers in one process share a connection by."""
         return f"{self.uid}@{self.address.endpoint} as {self.credential.name}"
+
+    @cached_property
+    def route(self) -> list[Callable[[], Connection | None]]:
+        """A weak reference to the connection that the last call took: finding it anew costs microseconds."""
+        return [lambda: None]
 
     def __str__(self) -> str:
         return f"{self.role}[{self.rank}]"

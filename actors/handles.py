@@ -208,7 +208,7 @@ class BoundMethod:
         self._check(None, *args, **kwargs)
         if self._method.kind is Kind.STREAM:
             return Stream(self._target, self._method, args, kwargs)
-        coroutine: Any = call(self._target, self._method, args, kwargs)
+        coroutine: Any = call(self._target, self._method, self._name, args, kwargs)
         coroutine.__qualname__ = self._name  # for "was never awaited", and the names of tasks in debuggers
         return coroutine
 

@@ -89,7 +89,7 @@ class Stream(Generic[T]):
         if self._taken == protocol.AHEAD // 2:
             channel.post(protocol.HEAD.pack(protocol.CREDIT, self._taken))
             self._taken = 0
-        item: T = loads(message[0], message[1], f"an item of {self._name}")
+        item: T = loads(message[0], message[1], "an item", self._name)
         return item
 
     async def aclose(self) -> None:
@@ -111,8 +111,10 @@ class Stream(Generic[T]):
         if self._channel is not None and not self._ended:
             self._channel.post(protocol.HEAD.pack(protocol.STOP, 0))
 
-    def __await__(self) -> NoReturn:
-        raise TypeError(f"{self!r} is not awaited; {_USE}")
+    if not TYPE_CHECKING:  # a type checker shall refuse it
+
+        def __await__(self) -> NoReturn:
+            raise TypeError(f"{self!r} is not awaited; {_USE}")
 
     def __repr__(self) -> str:
         return f"<Stream {self._name}>"
@@ -183,8 +185,10 @@ class Streams(Generic[T]):
     def __iter__(self) -> Iterator[Stream[T]]:
         return iter(self._streams)
 
-    def __await__(self) -> NoReturn:
-        raise TypeError(f"{self!r} is not awaited; use `async with ... as streams: async for item in streams[0]: ...`")
+    if not TYPE_CHECKING:
+
+        def __await__(self) -> NoReturn:
+            raise TypeError(f"{self!r} is not awaited; use `async with ... as streams`, then `async for` on each")
 
     def __repr__(self) -> str:
         return f"<Streams {', '.join(map(repr, self._streams))}>"

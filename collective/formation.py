@@ -25,8 +25,8 @@ async def form_group(
     :param credential: what the members' endpoints have granted one another.
 
     Raises:
-        ValueError: the backend is unknown. PeerLost: a member cannot be reached, or died.
-        BackendError: the backend cannot be used here.
+        ValueError: the backend is unknown, or cannot connect these members. BackendError: it cannot be used here.
+        PeerLost: a member cannot be reached, or died.
     """
     engine = Engine(
         endpoint,
@@ -43,8 +43,17 @@ async def form_group(
 
 
 def choose_backend(backend: str, members: Sequence[Member]) -> str:
-    """Return the data plane that "auto" stands for among these members; any other name stands for itself."""
+    """Return the data plane that "auto" stands for among these members; any other name stands for itself.
+
+    Raises:
+        ValueError: it cannot connect these members.
+    """
+    in_one_process = all(member.address.unix is None and member.address.tcp is None for member in members)
+    if backend == "memory" and not in_one_process:
+        raise ValueError(
+            'backend "memory" connects members inside one process, as under runtime="inproc", and these are in '
+            'several; declare GroupSpec(..., backend="auto")'
+        )
     if backend != "auto":
         return backend
-    in_one_process = all(member.address.unix is None and member.address.tcp is None for member in members)
     return "memory" if in_one_process else "gloo"

@@ -24,9 +24,9 @@ from scheduling import Resources
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-PIXELS, HIDDEN, CLASSES = 64, 48, 10
+PIXELS, HIDDEN, CLASSES = 64, 64, 10
 SHAPES = ((PIXELS, HIDDEN), (HIDDEN,), (HIDDEN, CLASSES), (CLASSES,))
-RATE, MOMENTUM = 0.1, 0.9
+RATE, MOMENTUM = 0.07, 0.9
 
 
 @dataclass(frozen=True)
@@ -182,19 +182,20 @@ class Trainer(Actor):
         dp = self.groups["dp"]
         splits = [len(part) for part in np.array_split(self.weights, dp.size)]
         velocity = np.zeros(splits[dp.rank], np.float32)
-        steps, batches, rows, total = len(self.owners), 0, 0, 0.0
+        steps, rows = len(self.owners), 0
+        losses: list[float] = []
         async for batch in self.batches(epochs):
             slope, loss = gradient(self.weights, batch)
             shard = await dp.reduce_scatter(slope, ReduceOp.AVG, splits=splits)
             mine = np.array_split(self.weights, dp.size)[dp.rank]
             self.weights = await dp.allgather(descend(mine, velocity, shard))
-            total = loss + total * (batches % steps > 0)
-            batches += 1
             rows += len(batch)
-            mean = total / ((batches - 1) % steps + 1)
-            self.progress = Progress(batches, epochs * steps, batches // steps, mean)
+            losses.append(loss)
+            step = len(losses)
+            mean = float(np.mean(losses[(step - 1) // steps * steps :]))
+            self.progress = Progress(step, epochs * steps, step // steps, mean)
             self.moved.set()
-        return Replica(self.weights, batches, rows)
+        return Replica(self.weights, len(losses), rows)
 
     async def batches(self, epochs: int) -> AsyncIterator[np.ndarray]:
         """Put together one batch after the other from all readers, asking for the next before giving this one."""

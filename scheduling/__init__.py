@@ -1,8 +1,12 @@
 """Which process goes where: resources, placement templates, feasibility, reservations.
 
-    request = pack().request([Demand("reader", 4, Resources(cpu=0.25)), Demand("trainer", 2)])
+    demands = [Demand("reader", 4, Resources(cpu=0.25)), Demand("trainer", 2)]
+    reservation = await reserve(demands, colocate("reader", "trainer"), start_timeout=60, name="feed")
+    ...
+    await reservation.release()
 
-A gang's demands and its placement become one placement group, reserved as a whole or not at all.
+A gang's demands and its placement become one placement group, reserved as a whole or not at all. Ray is imported at the
+first `reserve` or `ensure_ray`, not with the package.
 """
 
 from __future__ import annotations

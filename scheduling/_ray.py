@@ -32,6 +32,7 @@ _POLL = 0.01
 _LONGEST_POLL = 0.25
 """Seconds between looks at what Ray has no event for; nodes report every 0.1 s."""
 _SETTLED = 1.0
+"""Seconds that a claim is given to settle before it is removed all the same."""
 
 
 async def reserve(demands: Sequence[Demand], placement: Placement, *, start_timeout: float, name: str) -> Reservation:
@@ -197,7 +198,8 @@ class RayClaim(Claim):
         """
         table = await in_thread(self._table)
         if not table or table["state"] in ("CREATED", "RESCHEDULING"):
-            return set(table.get("bundles_to_node_id", {}).values()) <= await in_thread(self._places)
+            nodes = set(table.get("bundles_to_node_id", {}).values()) - {""}
+            return nodes <= await in_thread(self._places)
         return table["stats"]["scheduling_state"] not in ("QUEUED", "SCHEDULING_STARTED", "FINISHED")
 
     async def _is_gone(self) -> bool:

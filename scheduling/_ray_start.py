@@ -7,7 +7,9 @@ import logging
 import math
 import os
 import queue
+import signal
 import socket
+import sys
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,8 @@ async def ensure_ray(total_cpu: float) -> None:
     if ray.is_initialized():
         return
     stretched = await _starter.run(lambda: _join_or_start(total_cpu))
+    if started_here():
+        _exit_on_sigterm()
     if stretched is not None:
         warnings.warn(stretched, CpusOversubscribed, stacklevel=3)
 
@@ -45,6 +49,16 @@ async def ensure_ray(total_cpu: float) -> None:
 def started_here() -> bool:
     """Return whether `ensure_ray` started the Ray that this process is connected to: nothing adds nodes to it."""
     return _started_session is not None and _session() == _started_session
+
+
+def _exit_on_sigterm() -> None:
+    """Let SIGTERM end the process by SystemExit, so that gangs and Ray are torn down; a handler of the user's stays.
+
+    `ray.init` does so itself where it runs in the main thread. Killed without it, some of Ray's processes stay for a
+    minute, until they miss the others.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def _session() -> str:
@@ -180,7 +194,7 @@ def _init(**options: Any) -> None:
 
 
 _EXPECTED = {
-    # SIGTERM keeps the program's own handler, or ends it at once; the kernel ends Ray with it.
+    # `_exit_on_sigterm` does it.
     "ray._private.worker": "SIGTERM handler is not set",
     # So it is in every Ray of this version: nothing to act on.
     "ray._private.authentication.authentication_token_setup": "Token authentication is enabled",

@@ -27,7 +27,13 @@ def test_weights_are_those_of_one_process(digits, readers, trainers, runtime):
     for trainer in result.trainers:
         np.testing.assert_array_equal(trainer.weights, result.trainers[0].weights)
         assert trainer.weights.dtype == np.float32
-    np.testing.assert_allclose(result.trainers[0].weights, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.trainers[0].weights, expected, rtol=1e-5, atol=5e-6)
+
+
+def test_the_main_job_learns(digits):
+    result = asyncio.run(digits.train(runtime="inproc"))
+    assert result.accuracy >= 0.95
+    assert result.rows_per_second > 0
 
 
 def test_every_trainer_gets_as_many_batches_of_the_same_size(digits):

@@ -19,7 +19,7 @@ SAYS = {
 
 SHORT = {"digits.py": ["--epochs", "6", "--readers", "3"]}
 
-RUNS = [(name, "inproc") for name in SAYS] + [("digits.py", "ray"), ("hello.py", "ray"), ("mixed_kinds.py", "ray")]
+RUNS = [(name, "inproc") for name in SAYS] + [("digits.py", "ray"), ("hello.py", "ray")]
 
 
 @pytest.mark.parametrize(("name", "runtime"), RUNS)

@@ -31,7 +31,7 @@ LAYERS = {
         {"_core", "_backends", "_links"},
     ],
     "scheduling": [{"types", "errors"}, {"abc"}],
-    "actors": [{"types", "errors"}],
+    "actors": [{"types", "errors"}, {"abc"}],
 }
 """From the bottom up, by the name after the room's; what is not listed is on top.
 
@@ -44,6 +44,13 @@ LIBRARIES = {
     "cupy": ("collective/_backends/*.py", "collective/tensors.py"),
 }
 """Each library that is kept at the edge, and the modules that are its edge."""
+
+CHOOSERS = {
+    "collective/_backends/__init__.py": ("collective._backends.gloo", "collective._backends.memory"),
+    "collective/_links/kinds.py": ("collective._links.memory", "collective._links.sockets"),
+    "actors/_runtimes/__init__.py": ("actors._runtimes._ray", "actors._runtimes.inproc"),
+}
+"""The one module that chooses among implementations by name, and those that nobody else mentions."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +117,18 @@ def wrong_layers(path: Path, found: list[Import]) -> list[Import]:
     return [each for each in within if layer(room, each.name) > own]
 
 
+def wrong_choosers(path: Path, found: list[Import]) -> list[Import]:
+    kept = {module for chooser, modules in CHOOSERS.items() if path != Path(chooser) for module in modules}
+    return [each for each in found if each.name in kept or each.name.rpartition(".")[0] in kept]
+
+
 def wrong_libraries(path: Path, found: list[Import]) -> list[Import]:
     kept = {library for library, edge in LIBRARIES.items() if not any(path.match(pattern) for pattern in edge)}
     return [each for each in found if not each.typing_only and each.name.split(".")[0] in kept]
 
 
 @pytest.mark.parametrize("room", ROOMS)
-@pytest.mark.parametrize("rule", [wrong_rooms, wrong_layers, wrong_libraries])
+@pytest.mark.parametrize("rule", [wrong_rooms, wrong_layers, wrong_choosers, wrong_libraries])
 def test_rule(rule, room):
     assert modules(room)
     assert [each for path in modules(room) for each in rule(path, imports(path))] == []
@@ -134,6 +146,8 @@ def test_rule(rule, room):
         (wrong_layers, "collective/_links/mux.py", "from collective.links import open_endpoint"),
         (wrong_layers, "collective/_links/mux.py", "from collective import Group"),
         (wrong_layers, "collective/_links/mux.py", "from ..group import Group"),
+        (wrong_choosers, "actors/gang.py", "from actors._runtimes import _ray"),
+        (wrong_choosers, "actors/gang.py", "def f():\n    from actors._runtimes.inproc import InprocRuntime"),
         (wrong_libraries, "actors/gang.py", "def f():\n    import ray.util"),
         (wrong_libraries, "collective/group.py", "from torch import Tensor"),
         (wrong_libraries, "collective/group.py", "import importlib\nimportlib.import_module('cupy')"),
@@ -141,6 +155,15 @@ def test_rule(rule, room):
 )
 def test_a_violation_is_found(rule, path, source):
     assert len(rule(Path(path), imports(Path(path), source))) == 1
+
+
+def test_every_implementation_that_is_chosen_is_there():
+    chosen = {
+        each.name.rpartition(".")[0] if each.name.rpartition(".")[2][0].isupper() else each.name
+        for chooser in CHOOSERS
+        for each in imports(Path(chooser))
+    }
+    assert {module for modules in CHOOSERS.values() for module in modules} <= chosen
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -17,6 +17,7 @@ from actors._runtimes._pidfd import PidWatch
 from actors._runtimes._ray_host import RayActor, RayHost, Site, import_path, open_home
 from actors._to_the_end import to_the_end
 from actors.abc import Process, Runtime
+from collective.links import default_host
 from scheduling._threads import in_thread
 from scheduling.reserving import ensure_ray, reserve
 
@@ -51,7 +52,6 @@ class RayRuntime(Runtime):
         self._placement = placement
         self._gang = gang
         self._directory: str | None = None
-        self._host = ""
         self._endpoint: Endpoint | None = None
         self._reservation: Reservation | None = None
         self._processes: list[_RayProcess] = []
@@ -62,13 +62,13 @@ class RayRuntime(Runtime):
         demands = [role.demand() for role in roles]
         self._reservation = await reserve(demands, self._placement, start_timeout=start_timeout, name=self._gang)
         self._directory = tempfile.mkdtemp(prefix="gangline-")
-        self._endpoint, self._host = await open_home(self._directory)
+        self._endpoint = await open_home(self._directory)
         return self._endpoint
 
     async def launch(self, launches: Sequence[Launch]) -> Sequence[Process]:
         assert self._reservation is not None
         assert self._directory is not None
-        site = Site(self._host, self._directory, import_path())
+        site = Site(default_host(), self._directory, import_path())
         options = [self._reservation.actor_options(launch.role, launch.rank) for launch in launches]
 
         def create() -> list[tuple[Any, Any, RayActor]]:

@@ -29,7 +29,7 @@ KINDS = ("memory", "unix", "tcp")
 class Site(NamedTuple):
     """What the hosts of a gang are told of where it was started.
 
-    :param host: the host of the gang's endpoint.
+    :param host: where the gang's endpoint is.
     :param directory: where unix sockets go on that host; removed with the gang, also when an actor was killed.
     :param path: where Python modules are found, as multiprocessing hands it to the processes that it spawns.
     """
@@ -51,9 +51,8 @@ class RayHost:
         for entry in site.path:
             if entry not in sys.path:
                 sys.path.append(entry)
-        host, interface = this_host()
-        directory = site.directory if host == site.host else None
-        endpoint = await open_endpoint(kinds=KINDS, host=host, directory=directory, interface=interface)
+        directory = site.directory if default_host() == site.host else None
+        endpoint = await open_endpoint(kinds=KINDS, directory=directory, interface=_interface())
         ordered = await Host(launch, endpoint, lambda: _blueprint(launch, payload)).serve()
         if not ordered:
             ray.actor.exit_actor()  # type: ignore[no-untyped-call]  # the gang is gone, and cannot kill it any more
@@ -75,17 +74,14 @@ class RayActor:
         return pickle.loads(self._data)
 
 
-def this_host() -> tuple[str, str]:
-    """Return what names this host, and the interface that other hosts reach it by."""
-    node = ray.get_runtime_context().get_node_id()
-    return f"{node} {default_host()}", str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+async def open_home(directory: str) -> Endpoint:
+    """Open the endpoint that hosts report to."""
+    return await open_endpoint(kinds=("unix", "tcp"), directory=directory, interface=_interface())
 
 
-async def open_home(directory: str) -> tuple[Endpoint, str]:
-    """Open the endpoint that hosts report to; return it and the name of this host."""
-    host, interface = this_host()
-    endpoint = await open_endpoint(kinds=("unix", "tcp"), host=host, directory=directory, interface=interface)
-    return endpoint, host
+def _interface() -> str:
+    """Return the address by which other nodes reach this one."""
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def import_path() -> tuple[str, ...]:

@@ -7,11 +7,14 @@ blocks the loop blocks the whole gang.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from actors._host import Host
+from actors._host import CLOSE_SECONDS, Host
 from actors._pickling import dumps, loads
 from actors.abc import Process, Runtime
+from collective.errors import LinkError
 from collective.links import open_endpoint
 
 if TYPE_CHECKING:
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
     from actors.abc import Launch, ProcessId
     from actors.role import Role
     from collective.abc import Endpoint
+
+
+_AT_ONCE = 100
+"""Hosts that connect at the same time; an endpoint drops dialers where there are many more."""
 
 
 class InprocRuntime(Runtime):
@@ -39,20 +46,29 @@ class InprocRuntime(Runtime):
         return self._endpoint
 
     async def launch(self, launches: Sequence[Launch]) -> Sequence[Process]:
-        for launch in launches:
-            endpoint = await open_endpoint(kinds=("memory",))
-            host = Host(launch, endpoint, lambda role=launch.role: self._blueprint(role))  # type: ignore[misc]
-            self._processes.append(_Tasks(host, endpoint))
+        for first in range(0, len(launches), _AT_ONCE):
+            await asyncio.gather(*map(self._launch, launches[first : first + _AT_ONCE]))
         return self._processes
 
     async def aclose(self) -> None:
-        for process in self._processes:
-            await process.kill()
         if tasks := [process.task for process in self._processes]:
+            # Those that were asked to leave are about to end.
+            if leaving := [process.task for process in self._processes if process.host.leaving]:
+                await asyncio.wait(leaving, timeout=CLOSE_SECONDS)
+            for process in self._processes:
+                await process.kill()
             await asyncio.wait(tasks)
         self._processes = []
         if self._endpoint is not None:
             await self._endpoint.aclose()
+
+    async def _launch(self, launch: Launch) -> None:
+        endpoint = await open_endpoint(kinds=("memory",))
+        host = Host(launch, endpoint, partial(self._blueprint, launch.role))
+        # The order of the launches holds: nothing above waits.
+        self._processes.append(_Tasks(host, endpoint))
+        with contextlib.suppress(LinkError):  # the host meets it again, and tells
+            await endpoint.connect(launch.home, launch.member)
 
     def _blueprint(self, role: str) -> Blueprint:
         # The class goes as it is, so that callers and actors agree on what it is; the arguments are copies, as
@@ -72,6 +88,7 @@ class _Tasks(Process):
         self.ended = loop.create_future()
         self.task = loop.create_task(host.serve(), name=f"{host.launch} host")
         self.task.add_done_callback(self._on_end)
+        self.host = host
         self._endpoint = endpoint
         self._killed = False
 

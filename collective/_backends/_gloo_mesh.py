@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import socket
+import struct
 import sys
 import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from torch import distributed
 
@@ -18,24 +20,26 @@ from collective.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
-
     from collective._backends._gloo_board import Board
 
 _CONNECT: Final = timedelta(seconds=60)
 """For connecting to members that have all published their addresses."""
-_STALL: Final = timedelta(minutes=30)
-"""How long a transfer may make no progress. Members that died are noticed otherwise, long before."""
+_SLOWEST: Final = 4e6
+"""Bytes a second that a transfer must reach, beside the group's timeout."""
 
 
 class Mesh:
     """One process group, which moves bytes between staging arrays that are its own.
 
-    Its destructor waits for what is pending: `sever` first.
+    What is pending in it cannot be interrupted: `abort` leaves it pending, and the destructor waits for it. Cutting the
+    connection ends it, unless that happens in the middle of a payload: then Gloo never wakes the waiter
+    (gloo/transport/tcp/pair.cc, signalException). So `sever` comes after a while of grace, and every operation has a
+    timeout.
     """
 
-    def __init__(self, board: Board, rank: int, size: int, interface: str) -> None:
+    def __init__(self, board: Board, rank: int, size: int, *, interface: str, timeout: float) -> None:
         """Meet the others; blocks for that long. Raises: BackendError."""
+        self._timeout = max(timeout, _CONNECT.total_seconds())
         gloo: Any = distributed.ProcessGroupGloo
         options = gloo._Options()
         options._timeout = _CONNECT
@@ -43,7 +47,8 @@ class Mesh:
             options._devices = [_device(interface)]
             self._store = _BoardStore(board)  # the process group does not keep the Python part of it alive
             self._group = gloo(self._store, rank, size, options)
-            self._group.set_timeout(_STALL)
+            # The constructor returns while connections are still being made; this, when all of them are there.
+            self.exchange(np.empty(size, np.uint8), np.zeros(size, np.uint8), [1] * size, [1] * size).wait()
         except RuntimeError as error:
             raise translate(error) from error
         self._sockets = _connections(board.addresses())
@@ -52,32 +57,39 @@ class Mesh:
         self, received: np.ndarray, sent: np.ndarray, received_sizes: Sequence[int], sent_sizes: Sequence[int]
     ) -> distributed.Work:
         """Issue the transfer of consecutive parts of `sent`, one to each rank, into consecutive parts of `received`."""
+        options = distributed.AllToAllOptions()
+        options.timeout = self._patience(received.nbytes + sent.nbytes)
         work: distributed.Work = self._group.alltoall_base(
-            torch.from_numpy(received), torch.from_numpy(sent), list(received_sizes), list(sent_sizes)
+            torch.from_numpy(received), torch.from_numpy(sent), list(received_sizes), list(sent_sizes), options
         )
         return work
 
     def broadcast(self, array: np.ndarray, root: int) -> distributed.Work:
         """Issue a broadcast of bytes."""
-        work: distributed.Work = self._group.broadcast(torch.from_numpy(array), root)
+        options = distributed.BroadcastOptions()
+        options.rootRank = root
+        options.timeout = self._patience(array.nbytes)
+        work: distributed.Work = self._group.broadcast([torch.from_numpy(array)], options)
         return work
 
     def sever(self) -> None:
-        """Cut the connections, so that what is pending fails at once, here and on the others.
-
-        Gloo has no way to do that: `abort` leaves it pending, and the destructor waits for it.
-        """
+        """Cut the connections, so that what waits for a member that never comes to it fails, here and there."""
         for connection in self._sockets:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:  # the other end has gone: the connection is cut
+            except OSError:  # cut already
                 continue
 
     def close(self) -> None:
         """Let go of the process group, after what is pending."""
         del self._group
         for connection in self._sockets:
+            # Gloo sets it to reset connections, which would take from the others what they have not read yet.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
             connection.close()
+
+    def _patience(self, nbytes: int) -> timedelta:
+        return timedelta(seconds=self._timeout + nbytes / _SLOWEST)
 
 
 def when_done(works: Sequence[distributed.Work], call: Callable[[Exception | None], None]) -> None:

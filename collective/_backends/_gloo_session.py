@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 SHORT: Final = 1 << 20
 """Bytes that are staged on the loop: a fraction of a millisecond."""
-_EXIT: Final = 1.0
-"""Seconds that the interpreter's exit may wait for Gloo to let go."""
+_GRACE: Final = 0.25
+"""Seconds that transfers under way get to end by themselves before their connections are cut."""
+_EXIT: Final = 0.5
+"""Seconds that the interpreter's exit may wait for Gloo to let go, which takes milliseconds or, rarely, minutes."""
 
 
 class Moves(NamedTuple):
@@ -83,52 +85,41 @@ class Session:
         :param nbytes: how much is copied and reduced on the way.
         :param waits: whether issuing it waits for other members.
         """
-        if not self._opened or self._ended or self._worker is None:
-            raise BackendError(f"gloo: group {self._context.group!r} is not open on rank {self._context.rank}")
-        done: asyncio.Future[None] = self._loop.create_future()
+        worker, done = self._opened_worker(), self._loop.create_future()
         self._flights.depart()
-        if not waits and nbytes <= SHORT and self._worker.idle:
+        if not waits and nbytes <= SHORT and worker.idle:
             self._fly(issue, done)
         else:
-            self._worker.submit(lambda: self._fly(issue, done))
+            worker.submit(lambda: self._fly(issue, done))
         return done
 
     def finished(self) -> asyncio.Future[None]:
         """Return a completion that is done: of an operation with nothing in it."""
+        self._opened_worker()
         done: asyncio.Future[None] = self._loop.create_future()
         done.set_result(None)
         return done
 
     def abandon(self) -> None:
-        """End it now, from any thread. What is pending stays so here, and fails at the other members."""
-        with self._lock:
-            if self._ended:
-                return
-            self._ended = True
-            mesh = self._mesh
-        self.gate.shut()
-        self._board.close()
-        if mesh is not None:
-            mesh.sever()
-        if self._worker is not None:
-            self._worker.submit(self._release)
-            self._worker.stop()
+        """End it now. What is pending stays so here, and fails at the other members, or stays pending there."""
+        if self._end() and not self._flights.landed.is_set():
+            threading.Thread(
+                target=self._cut, args=(_GRACE,), name=f"gloo {self._context.group} cut", daemon=True
+            ).start()
 
     async def aclose(self) -> None:
         """End it when nothing is pending, and wait until Gloo's threads have ended."""
         if not self._flights.landed.is_set():
             self.abandon()
-        with self._lock:
-            if self._ended:
-                return
-            self._ended = True
-        self._board.close()
-        if self._worker is not None:
+        elif not self._ended and self._worker is not None:
             released: asyncio.Future[None] = self._loop.create_future()
-            self._worker.submit(self._release)
-            self._worker.submit(lambda: self._settle(released, None))
-            self._worker.stop()
+            self._end(lambda: self._settle(released, None))
             await released
+
+    def _opened_worker(self) -> Worker:
+        if not self._opened or self._ended or self._worker is None:
+            raise BackendError(f"gloo: group {self._context.group!r} is not open on rank {self._context.rank}")
+        return self._worker
 
     def _connect(self) -> Exception | None:
         """Make the process group, on the worker."""
@@ -137,13 +128,12 @@ class Session:
         try:
             from collective._backends._gloo_mesh import Mesh
 
-            mesh = Mesh(self._board, self._context.rank, self._context.size, self._context.interface)
+            context = self._context
+            self._mesh = Mesh(
+                self._board, context.rank, context.size, interface=context.interface, timeout=context.timeout
+            )
         except Exception as error:
             return _failure(error)
-        with self._lock:
-            self._mesh = mesh
-            if self._ended:
-                mesh.sever()
         return None
 
     def _fly(self, issue: Issue, done: asyncio.Future[None]) -> None:
@@ -203,8 +193,29 @@ class Session:
                 raise
             # Nobody is left to be told.
 
+    def _end(self, then: Callable[[], None] | None = None) -> bool:
+        """Take no more operations, write nothing any more, have the process group released; False if done before."""
+        with self._lock:
+            if self._ended:
+                return False
+            self._ended = True
+        self.gate.shut()
+        self._board.close()
+        if self._worker is not None:
+            self._worker.submit(self._release)
+            if then is not None:
+                self._worker.submit(then)
+            self._worker.stop()
+        return True
+
+    def _cut(self, grace: float) -> None:
+        """Cut the connections of what is still pending after so many seconds; blocks for that."""
+        mesh = self._mesh
+        if not self._flights.landed.wait(grace) and mesh is not None:
+            mesh.sever()
+
     def _release(self) -> None:
-        """Let go of the process group once nothing moves any more: the worker's last job."""
+        """Let go of the process group once nothing moves any more, on the worker, after all else."""
         self._flights.landed.wait()
         if self._mesh is not None:
             self._mesh.close()
@@ -265,7 +276,8 @@ def _end_all() -> None:
     deadline = time.monotonic() + _EXIT
     sessions = list(_living)
     for session in sessions:
-        session.abandon()
+        session._end()  # not by `abandon`: no thread can be started any more
+        session._cut(0.0)
     for session in sessions:
         if not session.join(max(0.0, deadline - time.monotonic())):
             session.leak()

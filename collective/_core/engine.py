@@ -24,6 +24,7 @@ from collective.errors import (
     CollectiveTimeout,
     GroupBroken,
     GroupClosed,
+    LinkBroken,
     PeerLost,
 )
 from collective.types import GroupStatistics
@@ -97,11 +98,17 @@ class Engine:
         """Form the group: all members call it. Bounded by nothing but a loss; cancel it to give up."""
         try:
             self.fabric.serve()
-            await self.fabric.connect(tree.neighbours(self.rank, self.size))
+            await asyncio.gather(*map(self._reach, tree.neighbours(self.rank, self.size)))
             await self._resets.open()
         except BaseException:
             self.abandon()
             raise
+
+    async def _reach(self, rank: int) -> None:
+        try:
+            await self.fabric.connect(rank)
+        except LinkBroken as error:
+            raise self._peer_lost(rank, str(error)) from error
 
     async def aclose(self) -> None:
         """Leave the group. The others' later operations fail; those that this member finished do not."""
@@ -206,10 +213,10 @@ class Engine:
     def send(self, tensor: Any, spec: Spec, dst: int, tag: int) -> Work[None]:
         """Send a tensor of that spec to a rank."""
         epoch = self.current
-        if epoch.fault is None and dst in self._left:
-            self.lose(dst, _LEFT)
         if epoch.fault is not None:
             return self._failed(f"send(dst={dst}, tag={tag})", epoch.fault())
+        if dst in self._left:
+            return self._failed(f"send(dst={dst}, tag={tag})", self._peer_lost(dst, _LEFT))
         return epoch.mailbox.send(tensor, spec, dst, tag)
 
     def recv(self, src: int, tag: int, out: Any) -> Work[Any]:
@@ -252,7 +259,7 @@ class Engine:
         """
         if self.closed or rank in self._lost or rank == self.rank:
             return
-        if rank in self._left and cause != _LEFT:
+        if rank in self._left:
             return  # it had said goodbye before its link ended
         self._lost[rank] = cause
         error = partial(self._peer_lost, rank, cause)
@@ -305,21 +312,22 @@ class Engine:
 
     def _mismatch(self, epoch: Epoch, place: int, calls: Calls) -> None:
         epoch.mismatch = (place, calls)
-        epoch.agreement.end()
-        reason = f"its members disagreed at place {place}"
         entry = epoch.pending.pop(place, None)
         if entry is not None:
             entry.fail(CollectiveMismatch(self.name, place, calls))
-        # What was agreed before this place still completes, on every member; nothing of it is abandoned before.
-        before = [entry.work for entry in epoch.pending.values() if entry.place < place]
-        later = {number: epoch.pending.pop(number) for number in list(epoch.pending) if number > place}
-        for entry in later.values():
-            entry.fail(GroupBroken(self.name, reason))
-        epoch.fault = lambda: GroupBroken(self.name, reason)
-        if not before:
-            self._break(epoch, epoch.fault, reason)
+        self._cut(epoch, place, lambda: GroupBroken(self.name, f"its members disagreed at place {place}"))
+
+    def _cut(self, epoch: Epoch, place: int, error: Callable[[], Exception]) -> None:
+        """Break an epoch from a place on: what all members have called before it still completes, on each of them."""
+        epoch.fault = error
+        why = str(error())
+        for entry in epoch.take_from(place):
+            entry.fail(error())
+        epoch.mailbox.end(error)
+        if epoch.pending:
+            epoch.on_drained = lambda: self._break(epoch, error, why)
         else:
-            epoch.mailbox.end(epoch.fault)
+            self._break(epoch, error, why)
 
     def _library_failed(self, epoch: Epoch, pending: Pending, error: BaseException) -> None:
         """Break the group for an error below, unless the loss of a peer explains it within a moment."""
@@ -341,12 +349,12 @@ class Engine:
     # ------------------------------------------------------------- timeouts
 
     def _overdue(self, epoch: Epoch, pending: Pending) -> None:
-        if epoch is self.current and epoch.fault is None:
+        if not pending.work.done():
             self._spawn(epoch, self._call_roll(epoch, pending))
 
     async def _call_roll(self, epoch: Epoch, pending: Pending) -> None:
         behind = await self._roll.behind(self.others(), epoch.number, pending.place)
-        if pending.work.done() or epoch.fault is not None:
+        if pending.work.done():
             return
         if behind:
             self._flood(("timeout", epoch.number, pending.work.description, behind), everyone=True)
@@ -381,7 +389,7 @@ class Engine:
         if epoch.fault is None:
             self._take_break(epoch, why)
         self.raise_lost()
-        if epoch.mismatch is not None:  # what was agreed before it may not have ended
+        if epoch.on_drained is not None:
             self._break(epoch, lambda: GroupBroken(self.name, why), why)
 
     def start_epoch(self) -> None:
@@ -426,10 +434,12 @@ class Engine:
         epoch = self.current
         if number > epoch.number:
             self._early.append(partial(self._hear_in_epoch, src, message, buffers))
-        elif number < epoch.number or epoch.fault is not None:
+        elif number < epoch.number:
             return
         elif kind == "agree":
-            epoch.agreement.hear(rest[0])
+            epoch.agreement.hear(rest[0])  # which has ended where nothing can be agreed any more
+        elif epoch.fault is not None:
+            return
         elif kind == "mail":
             epoch.mailbox.hear(src, rest[0], buffers)
         elif kind == "plane":
@@ -450,7 +460,7 @@ class Engine:
         if epoch.fault is None and (
             any(place >= self._left[rank] for place in epoch.pending) or epoch.mailbox.waits_for(rank)
         ):
-            self.lose(rank, _LEFT)
+            self._cut(epoch, self._left[rank], partial(self._peer_lost, rank, _LEFT))
 
     def _take_data(self, src: int, ticket: tuple[int, int], channel: Channel) -> None:
         number, place = ticket

@@ -24,6 +24,8 @@ class Epoch:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.fault: Callable[[], Exception] | None = None
         self.mismatch: tuple[int, Calls] | None = None
+        self.on_drained: Callable[[], None] | None = None
+        """Set where the epoch is broken from a place on, and what came before it still completes."""
         self.on_end: list[Callable[[str], None]] = []
         self.agreement: Agreement
         self.mailbox: Mailbox
@@ -33,9 +35,16 @@ class Epoch:
     def forget(self, pending: Pending) -> None:
         """Drop a collective that is done."""
         self.pending.pop(pending.place, None)
+        if not self.pending and self.on_drained is not None:
+            self.on_drained()
+
+    def take_from(self, place: int) -> list[Pending]:
+        """Take out what is pending at a place and after it."""
+        return [self.pending.pop(number) for number in sorted(self.pending) if number >= place]
 
     def end(self, error: Callable[[], Exception], why: str) -> None:
         """Fail all that is pending, each with an error of its own, and end the groups split from this one."""
+        self.on_drained = None
         self.agreement.end()
         self.pipeline.clear()
         pending, self.pending = self.pending, {}

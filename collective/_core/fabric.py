@@ -108,9 +108,9 @@ class Fabric:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def connect(self, ranks: Sequence[int]) -> None:
-        """Open the links to some peers now."""
-        await asyncio.gather(*(self._link(rank) for rank in ranks))
+    async def connect(self, rank: int) -> None:
+        """Open the link to a peer now."""
+        await self._link(rank)
 
     async def flush(self) -> None:
         """Wait until what was posted has been handed to the links."""

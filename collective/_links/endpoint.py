@@ -109,6 +109,11 @@ class LinkEndpoint(Endpoint):
         for link in list(self._all):
             link.end(LinkClosed(f"endpoint {self._address.endpoint} was closed"))
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
     def __repr__(self) -> str:
         return f"<endpoint {self._address.endpoint}, {'closed' if self._closed else f'{len(self._all)} links'}>"
 
@@ -154,6 +159,9 @@ class LinkEndpoint(Endpoint):
                 raise LinkBroken(
                     f"endpoint {address.endpoint} ({carrier.where}) did not answer within {handshake.SECONDS:g} s"
                 ) from None
+            except LinkBroken as error:
+                carrier.close()
+                raise LinkBroken(f"cannot connect to endpoint {address.endpoint}: {error}") from error
             except BaseException:
                 carrier.close()
                 raise

@@ -132,10 +132,11 @@ async def accept(
     Raises:
         HandshakeError: it could not. LinkBroken: the connection ended.
     """
-    hello = await carrier.take(_HELLO.size)
-    magic, version, _, identity, wanted, name, replaces = _HELLO.unpack(hello)
+    magic = await carrier.take(len(_MAGIC))
     if magic != _MAGIC:
         raise HandshakeError(f"{carrier.where} does not speak this protocol")
+    hello = magic + await carrier.take(_HELLO.size - len(_MAGIC))
+    _, version, _, identity, wanted, name, replaces = _HELLO.unpack(hello)
     status = _GO_ON
     if version != VERSION:
         status = _OTHER_VERSION

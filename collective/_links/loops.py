@@ -23,7 +23,7 @@ def loop_endpoint() -> LinkEndpoint:
     """Return the running loop's endpoint for dialing; see `collective.links.loop_endpoint`."""
     loop = asyncio.get_running_loop()
     entry = _endpoints.get(loop)
-    if entry is None:
+    if entry is None or entry[0].closed:
         _abort_ended()
         endpoint = LinkEndpoint(kinds=(), host=default_host(), directory=None, interface="")
         keeper = _keep(loop, endpoint)

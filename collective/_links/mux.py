@@ -11,14 +11,11 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from collective._links.channel import MuxChannel
+from collective._links.decoder import Decoder
 from collective._links.wire import (
     BYE,
     CHUNK,
-    INLINE,
-    Decoder,
     Frame,
-    Sink,
-    Start,
     WireError,
     encode_open,
     frame_head,
@@ -32,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from collective._links.carrier import Carrier
+    from collective._links.decoder import Sink
+    from collective._links.wire import Start
 
 _CREDIT_DELAY = 0.002
 """Seconds after which credit goes home by itself, if no message has carried it."""
@@ -354,6 +353,3 @@ class Mux(Link):
 
     def on_bye(self, reason: str) -> None:
         self.end(LinkBroken(f"{self._name()} was closed by the other end{reason and f': {reason}'}"))
-
-
-assert CHUNK <= INLINE

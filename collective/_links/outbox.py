@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from pickle import PickleBuffer
 from typing import TYPE_CHECKING
 
 from collective._links.wire import (
@@ -45,7 +46,7 @@ def as_bytes(buffer: Buffer) -> Piece:
         return b""
     if not view.c_contiguous:
         raise ValueError("a buffer that is sent must be C-contiguous")
-    return view if view.ndim == 1 and view.format == "B" else view.cast("B")
+    return view if view.ndim == 1 and view.format == "B" else PickleBuffer(view).raw()
 
 
 class Outgoing:

@@ -21,6 +21,8 @@ from collective.testing import (
     _aliasing,
     _breaking,
     _errors,
+    _forming,
+    _loss,
     _moving,
     _ordering,
     _outputs,
@@ -40,10 +42,12 @@ CHECKS = checks_of(
         _aliasing,
         _point_to_point,
         _ordering,
+        _forming,
         _subgroups,
         _works,
         _errors,
         _breaking,
+        _loss,
     ]
 )
 """Every check of the suite."""

@@ -16,34 +16,24 @@ from collective.errors import (
     GroupError,
     WrongThread,
 )
-from collective.group import Group
 from collective.testing._arrays import DTYPES, check_array, dtype_of
+from collective.testing._calls import works_again
 from collective.testing._cases import check
 from collective.testing._oracle import REDUCTIONS
-from collective.testing._world import Each, attempt, outcome, outcomes, refused
+from collective.testing._world import attempt, outcome, outcomes, refused
 from collective.types import ReduceOp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
+    from collective.group import Group
     from collective.testing._world import World
     from collective.work import Work
 
     Issue: TypeAlias = Callable[[Group], Work[Any]]
 
 _HERE = Path(__file__).name
-
-
-async def works_again(world: World) -> None:
-    """Assert that the group of a world gives right values."""
-    for result in await world.call(Group.allreduce, Each(np.array([rank, 1]) for rank in world.ranks)):
-        check_array(result, np.array([sum(world.ranks), world.size]), "numpy")
-    for group in world.groups:
-        await group.send(np.array([group.rank]), (group.rank + 1) % world.size)
-    for group in world.groups:
-        left = (group.rank - 1) % world.size
-        check_array(await group.recv(left), np.array([left]), "numpy")
 
 
 def _bad_calls(size: int) -> dict[str, tuple[Issue, type[Exception]]]:
@@ -178,17 +168,34 @@ async def disagreement_is_told_to_all(world: World) -> None:
 @check(sizes=(2, 3))
 async def disagreement_leaves_earlier_work(world: World) -> None:
     """What all called before the place of a mismatch is done; what was called after it fails."""
-    before = [group.allreduce(np.ones(1)) for group in world.groups]
-    differing = [group.allreduce(np.ones(2 + group.rank)) for group in world.groups]
-    after = [group.barrier() for group in world.groups]
-    for work in before:
-        check_array(await work, np.full(1, float(world.size)), "numpy")
-    for error in await outcomes(differing):
-        assert isinstance(error, CollectiveMismatch), f"got {error!r}"
-    for error in await outcomes(after):
-        assert isinstance(error, GroupError), f"got {error!r}"
-    await world.reset()
-    await works_again(world)
+    for length in (1, 400_000):
+        ones = np.ones(length)
+        before = [group.allreduce(ones) for _ in range(4) for group in world.groups]
+        differing = [group.allreduce(np.ones(2 + group.rank)) for group in world.groups]
+        after = [group.barrier() for group in world.groups]
+        for work in before:
+            check_array(await work, ones * world.size, "numpy")
+        for error in await outcomes(differing):
+            assert isinstance(error, CollectiveMismatch), f"got {error!r}"
+        for error in await outcomes(after):
+            assert isinstance(error, GroupError), f"got {error!r}"
+        await world.reset()
+        await works_again(world)
+
+
+@check(sizes=(3, 4))
+async def disagreement_does_not_wait_for_all(world: World) -> None:
+    """Two members that disagree learn of it within seconds, also where another one has not called anything yet."""
+    for absent in (0, world.size - 1):
+        present = [group for group in world.groups if group.rank != absent]
+        works = [group.allreduce(np.ones(1 + number % 2)) for number, group in enumerate(present)]
+        async with asyncio.timeout(5):
+            for error in await outcomes(works):
+                assert isinstance(error, CollectiveMismatch), f"got {error!r}"
+        late = await outcome(attempt(world.groups[absent].barrier))
+        assert isinstance(late, CollectiveMismatch | GroupBroken), f"the late member got {late!r}"
+        await world.reset()
+        await works_again(world)
 
 
 @check(sizes=(2, 3, 4), timeout=0.15)

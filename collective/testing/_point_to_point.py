@@ -259,6 +259,43 @@ async def cancelled_recv_loses_nothing(world: World) -> None:
 
 
 @check(sizes=(1, 2))
+async def cancelled_recv_leaves_its_out(world: World) -> None:
+    """Once the only await of a recv was cancelled, its `out` is the caller's again: nothing is written to it."""
+    sender, receiver = world.groups[0], world.groups[-1]
+    values = _numbered(1, 8 * LARGE)
+    for delay in range(1, 30, 3):
+        out = np.zeros_like(values)
+        sending = sender.send(values, receiver.rank)
+        waiting = asyncio.create_task(_receive(receiver.recv(0, out=out)))
+        await turns(delay)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        if waiting.cancelled():
+            out[...] = -1
+            check_array(await receiver.recv(0), values, "numpy")
+            assert (out == -1).all(), f"the out of a recv that was cancelled after {delay} turns was written"
+        await sending
+
+
+@check(sizes=(1, 2))
+async def floods_are_bounded(world: World) -> None:
+    """Sends that nobody receives stop being buffered at some tens of MiB; all of them arrive, in order."""
+    sender, receiver = world.groups[0], world.groups[-1]
+    array = np.zeros(64 << 10, np.uint8)
+    sending = [sender.send(array, receiver.rank) for _ in range(600)]
+    sending.append(sender.send(array[:5], receiver.rank))
+    await turns(100)
+    held = receiver.statistics().buffered_bytes
+    assert held <= 32 << 20, f"{held} bytes are buffered for a receiver that asked for none"
+    assert not all(work.done() for work in sending)
+    for _ in range(600):
+        assert len(await receiver.recv(0)) == len(array)
+    assert len(await receiver.recv(0)) == 5
+    assert await outcomes(sending) == [None] * len(sending)
+    assert receiver.statistics().buffered_bytes == 0
+
+
+@check(sizes=(1, 2))
 async def cancelled_send_stays(world: World) -> None:
     """Cancelling the await of a large send leaves it in its place: it can be received, and awaited again."""
     sender, receiver = world.groups[0], world.groups[-1]

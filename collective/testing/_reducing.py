@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from collective.testing._world import World
 
-_FORMS = ("contiguous", "strided", "read-only")
-
 
 def _shapes(size: int) -> dict[str, tuple[int, ...]]:
     return {"even": (2 * size, 3), "uneven": (size + 1,), "empty": (0, 3), "zero-dimensional": ()}
@@ -28,14 +26,14 @@ def _shapes(size: int) -> dict[str, tuple[int, ...]]:
 
 @check(mixes=MIXES)
 async def allreduce_table(world: World) -> None:
-    """Every reduction and dtype x every shape x contiguous, strided and read-only inputs."""
+    """Every reduction and dtype x even, uneven, empty, zero-dimensional, strided, transposed and read-only inputs."""
 
     def trials() -> Iterator[Trial]:
         for op, dtype in REDUCTIONS:
             for label, shape in _shapes(world.size).items():
                 parts = [sample(shape, dtype, rank) for rank in world.ranks]
                 expected = [reduced(parts, op)] * world.size
-                for form in _FORMS:
+                for form in FORMS if label == "even" else FORMS[:1]:
                     yield Trial(
                         f"{op.name} {dtype} {label} {form}",
                         expected,
@@ -78,7 +76,7 @@ async def reduce_scatter_table(world: World) -> None:
     size = world.size
     layouts: dict[str, tuple[tuple[int, ...], list[int] | None]] = {
         "even": ((2 * size, 3), None),
-        "uneven": ((2 * size - 1,), None),
+        "uneven": ((size + 1,), None),
         "fewer rows than ranks": ((1, 2, 2), None),
         "empty": ((0, 3), None),
         "empty rows": ((size, 0), None),
@@ -179,7 +177,7 @@ async def overflow_is_silent(world: World) -> None:
     await run_table(world, trials())
 
 
-@check(sizes=(2, 3, 4), mixes=MIXES)
+@check(sizes=(2, 3, 4))
 async def allreduce_gives_equal_bits(world: World) -> None:
     """Every member gets the same bits, run after run, also of sums that depend on their order."""
     rng = np.random.default_rng(7)

@@ -1,4 +1,4 @@
-"""Checks of what a group says of itself, and of `split`."""
+"""Checks of `split`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from collective.errors import CollectiveMismatch, GroupClosed, GroupError
 from collective.group import Group
 from collective.testing._arrays import check_array
+from collective.testing._calls import check_ring
 from collective.testing._cases import check
 from collective.testing._world import attempt, outcome, outcomes, refused, turns, until
 
@@ -17,19 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from collective.testing._world import World
-
-
-@check(sizes=(4,), roles=(("reader", 1), ("trainer", 3)))
-async def groups_describe_themselves(world: World) -> None:
-    """Name, rank, size and the ranks of each role; a role that the group lacks is an error; repr hides secrets."""
-    for rank, group in enumerate(world.groups):
-        assert (group.name, group.rank, group.size) == ("group", rank, 4)
-        assert group.ranks("reader") == [0]
-        assert group.ranks("trainer") == [1, 2, 3]
-        refused(ValueError, group.ranks, "nobody")
-        assert "conformance conformance" not in repr(group)
-        assert group.statistics() is not None
-    assert len({group.epoch for group in world.groups}) == 1
 
 
 @check()
@@ -74,10 +62,7 @@ async def _try_out(groups: Sequence[Group | None]) -> None:
     works = [group.allgather(np.array([10 * group.rank])) for group in present]
     for work in works:
         check_array(await work, np.arange(size) * 10, "numpy")
-    for group in present:
-        await group.send(np.array([group.rank]), (group.rank + 1) % size)
-    for group in present:
-        check_array(await group.recv((group.rank - 1) % size), np.array([(group.rank - 1) % size]), "numpy")
+    await check_ring(present)
 
 
 @check(sizes=(4,), roles=(("reader", 2), ("trainer", 2)))

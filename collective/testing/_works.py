@@ -12,13 +12,11 @@ import numpy as np
 from collective.errors import CollectiveMismatch
 from collective.group import Group
 from collective.testing._arrays import bits, check_array
+from collective.testing._calls import collectives
 from collective.testing._cases import check
 from collective.testing._world import outcome, refused, turns, until
-from collective.types import ReduceOp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from collective.testing._world import World
     from collective.work import Work
 
@@ -109,33 +107,22 @@ async def unseen_failures_are_told(world: World) -> None:
 @check(sizes=(1, 2, 3, 4))
 async def successes_need_no_looking(world: World) -> None:
     """A Work may be dropped unawaited: its operation takes place all the same."""
-    for group in world.groups:
-        group.allreduce(np.ones(1))
+    outs = [np.zeros(1) for _ in world.ranks]
+    for group, out in zip(world.groups, outs, strict=True):
+        group.allreduce(np.ones(1), out=out)
         group.send(np.array([group.rank]), (group.rank + 1) % group.size)
+    gc.collect()
+    await until(lambda: all(out[0] == world.size for out in outs))
     for result in await world.call(lambda group: group.recv((group.rank - 1) % group.size)):
         assert result.shape == (1,)
-    await world.call(Group.barrier)
-
-
-def _calls(array: np.ndarray) -> dict[str, Callable[[Group], Work[Any]]]:
-    return {
-        "allreduce": lambda group: group.allreduce(array),
-        "reduce": lambda group: group.reduce(array, 0, ReduceOp.MAX),
-        "reduce_scatter": lambda group: group.reduce_scatter(array),
-        "allgather": lambda group: group.allgather(array),
-        "broadcast": lambda group: group.broadcast(array if group.rank == 0 else None, 0),
-        "gather": lambda group: group.gather(array, 0),
-        "scatter": lambda group: group.scatter([array] * group.size if group.rank == 0 else None, 0),
-        "alltoall": lambda group: group.alltoall([array] * group.size),
-        "barrier": lambda group: group.barrier(),
-    }
+    await turns()
 
 
 @check(sizes=(2, 3))
 async def cancelled_await_leaves_the_collective(world: World) -> None:
     """Cancelling the await of any collective, at any time, leaves it in its place; its Work can be awaited again."""
     for length in (2, 300_000):
-        for name, issue in _calls(np.ones(length)).items():
+        for name, issue in collectives(np.ones(length)).items():
             for before_the_others in (True, False):
                 work = issue(world.groups[0])
                 others = [] if before_the_others else [issue(group) for group in world.groups[1:]]
@@ -176,7 +163,7 @@ async def results_and_inputs_are_freed(world: World) -> None:
     """When its Works are done and dropped, an operation holds neither its inputs nor its results."""
     for length in (4, 100_000):
         kept: dict[str, list[weakref.ref[Any]]] = {}
-        for name in _calls(np.ones(1)):
+        for name in collectives(np.ones(1)):
             kept[name] = await _references(world, name, length)
         kept["send"] = await _sent(world, length)
         await turns()
@@ -187,7 +174,7 @@ async def results_and_inputs_are_freed(world: World) -> None:
 
 async def _references(world: World, name: str, length: int) -> list[weakref.ref[Any]]:
     arrays = [np.ones(length) for _ in world.ranks]
-    works = [_calls(array)[name](group) for group, array in zip(world.groups, arrays, strict=True)]
+    works = [collectives(array)[name](group) for group, array in zip(world.groups, arrays, strict=True)]
     results = [await work for work in works]
     return [weakref.ref(array) for array in (*arrays, *results) if isinstance(array, np.ndarray)]
 
@@ -218,6 +205,9 @@ async def nothing_grows(world: World) -> None:
     before = await some(20)
     growth = await some(400) - before
     assert growth < 200, f"two thousand operations left {growth} objects more"
+    for group in world.groups:
+        held = group.statistics()
+        assert (held.pending_collectives, held.pending_messages, held.buffered_bytes) == (0, 0, 0), f"it holds {held}"
 
 
 def _one_of_each(group: Group) -> list[Work[Any]]:

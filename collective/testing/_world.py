@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,6 +58,7 @@ class World:
         self._roles = roles
         self._timeout = timeout
         self._formed: list[Group] = []
+        self._key = uuid.uuid4().hex
 
     @property
     def size(self) -> int:
@@ -86,18 +88,18 @@ class World:
 
     async def form(self, name: str) -> list[Group]:
         """Form another group over the same endpoints."""
-        members = _members(self.endpoints, self._roles)
-        spec = GroupSpec(name, tuple(dict.fromkeys(self._roles)), self.backend, self._timeout)
         async with asyncio.TaskGroup() as tasks:
-            forming = [
-                tasks.create_task(
-                    form_group(endpoint, spec, members, rank, key=f"{name}.{id(self)}", credential=_CREDENTIAL)
-                )
-                for rank, endpoint in enumerate(self.endpoints)
-            ]
-        groups = [task.result() for task in forming]
-        self._formed += groups
-        return groups
+            joining = [tasks.create_task(self.join(name, rank)) for rank in self.ranks]
+        return [task.result() for task in joining]
+
+    async def join(self, name: str, rank: int, *, backend: str | None = None) -> Group:
+        """Take one rank's part in forming a group of that name."""
+        spec = GroupSpec(name, tuple(dict.fromkeys(self._roles)), backend or self.backend, self._timeout)
+        members = _members(self.endpoints, self._roles)
+        key = f"{name}.{self._key}"
+        group = await form_group(self.endpoints[rank], spec, members, rank, key=key, credential=_CREDENTIAL)
+        self._formed.append(group)
+        return group
 
     async def call(self, operation: Callable[..., Work[Any]], *args: Any, **options: Any) -> list[Any]:
         """Issue an operation, as in `call(Group.allreduce, arrays)`, on every rank, then await all.

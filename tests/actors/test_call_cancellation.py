@@ -6,7 +6,7 @@ import asyncio
 import gc
 import weakref
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from actor_harness import run, team
@@ -14,6 +14,9 @@ from actor_harness import run, team
 from actors import Actor, ActorClosed
 from actors._caller import connection_to
 from collective.errors import LinkClosed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 class Waiter(Actor):
@@ -44,6 +47,12 @@ class Waiter(Actor):
         await self.release.wait()
         self.ended.set()
         return "late"
+
+    async def stay(self) -> AsyncIterator[int]:
+        yield 1
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await self.release.wait()
 
     async def fail_when_cancelled(self) -> None:
         self.started.set()
@@ -267,14 +276,20 @@ def test_closing_an_actor_can_be_given_up(kind: str) -> None:
             actor = workers.instances[0]
             call = asyncio.create_task(workers[0].refuse_to_end())
             await actor.started.wait()
-            closing = asyncio.create_task(workers.dispatchers[0].aclose())
-            while workers.dispatchers[0]._sessions and not closing.done():
+            async with workers[0].stay() as items:
+                assert await anext(items) == 1
+                closing = asyncio.create_task(workers.dispatchers[0].aclose())
                 await asyncio.sleep(0)
+                with pytest.raises(ActorClosed, match="echo"):  # what comes meanwhile is refused
+                    await workers[0].echo(1)
+                assert not closing.done()
                 closing.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await closing
-            with pytest.raises(ActorClosed, match="refuse_to_end"):
-                await call
+                with pytest.raises(asyncio.CancelledError):
+                    await closing
+                with pytest.raises(ActorClosed, match="refuse_to_end"):
+                    await call
+                with pytest.raises(ActorClosed, match="stay"):
+                    await anext(items)
             actor.release.set()
             await actor.ended.wait()
 

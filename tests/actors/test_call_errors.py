@@ -13,6 +13,7 @@ from actor_harness import run, team
 
 from actors import Actor, NotPicklable, NotReady, RemoteCancelled, RemoteError, RemoteTraceback
 from actors._interface import Interface
+from actors._session import Session
 from collective.errors import CollectiveMismatch, GroupBroken, PeerLost
 
 
@@ -264,6 +265,26 @@ def test_results_and_arguments_that_cannot_travel_say_so(kind: str) -> None:
             assert await actors.handles.alive() == [True, True]
 
     run(kind, main())
+
+
+def test_a_result_that_no_link_carries_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with team("memory", Failing) as actors:
+            assert await actors[0].alive()
+            send, refused = Session.reply_now, []
+
+            def refuse_the_first(*args: Any) -> bool:
+                if not refused:
+                    refused.append(args)
+                    raise ValueError("too many buffers")
+                return send(*args)
+
+            monkeypatch.setattr(Session, "reply_now", refuse_the_first)
+            with pytest.raises(ValueError, match="too many buffers"):
+                await actors[0].alive()
+            assert await actors[0].alive()
+
+    asyncio.run(main())
 
 
 def test_a_plain_method_that_returns_an_awaitable_is_told_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import signal
@@ -20,7 +21,7 @@ import pytest
 from collective._backends import make_plane
 from collective.abc import PlaneContext
 from collective.errors import BackendError
-from collective.reductions import COMPLEX, FLOATS, HALVES, REDUCIBLE, check, reduce_arrays
+from collective.reductions import COMPLEX, FLOATS, HALVES, REDUCIBLE, check
 from collective.tensors import numpy_dtype
 from collective.types import ReduceOp
 
@@ -46,7 +47,10 @@ def make_planes(backend: str, size: int) -> list[DataPlane]:
     planes: list[DataPlane] = []
 
     def tell_from(src: int) -> Callable[[int, bytes], None]:
-        return lambda dst, message: (loop.call_soon(lambda: planes[dst].hear(src, message)), None)[1]
+        def tell(dst: int, message: bytes) -> None:
+            loop.call_soon(lambda: planes[dst].hear(src, message))
+
+        return tell
 
     for rank in range(size):
         context = PlaneContext(group="g", key=key, rank=rank, size=size, tell=tell_from(rank), timeout=30.0)
@@ -180,14 +184,15 @@ def test_large_reductions(backend: str, size: int, dtype: str) -> None:
             root = size - 1
             top = np.empty_like(expected)
             await all_of(
-                [p.reduce(a, top if r == root else None, op, root) for r, (p, a) in enumerate(zip(planes, arrays))]
+                [
+                    p.reduce(a, top if r == root else None, op, root)
+                    for r, (p, a) in enumerate(zip(planes, arrays, strict=True))
+                ]
             )
             assert_reduced(top, expected, op)
 
             parts = [np.empty(count, expected.dtype) for count in counts]
-            await all_of(
-                [p.reduce_scatter(a, o, op, counts) for p, a, o in zip(planes, arrays, parts, strict=True)]
-            )
+            await all_of([p.reduce_scatter(a, o, op, counts) for p, a, o in zip(planes, arrays, parts, strict=True)])
             assert_reduced(np.concatenate(parts), expected, op)
 
             await all_of([p.allreduce(a, a, op) for p, a in zip(planes, arrays, strict=True)])  # in place
@@ -318,22 +323,21 @@ def test_the_loop_goes_on_beside_large_operations(backend: str) -> None:
 
 @every_plane
 def test_abandoned_work_leaves_the_callers_memory_alone(backend: str) -> None:
+    """The other member comes to the operations only afterwards, so that data may still arrive."""
+
     async def main() -> None:
         planes = make_planes(backend, 2)
         await asyncio.gather(*(plane.open() for plane in planes))
-        started = time.monotonic()
-        for length in (10, LARGE):
-            for plane in planes[:1]:
-                plane.allreduce(np.ones(length), kept := np.zeros(length), ReduceOp.SUM)
+        kept = [np.zeros(length) for length in (10, LARGE)]
+        for target in kept:
+            planes[0].allreduce(np.ones(target.size), target, ReduceOp.SUM)
         planes[0].abandon()
         planes[0].abandon()
-        if backend == "gloo":  # a member whose peer left fails, or stays pending until it leaves too
-            with pytest.raises(BackendError):
-                await asyncio.wait_for(planes[1].allreduce(np.ones(10), np.zeros(10), ReduceOp.SUM), 20)
+        late = planes[1].allreduce(np.ones(10), np.zeros(10), ReduceOp.SUM)
+        await asyncio.wait([asyncio.ensure_future(late)], timeout=0.5)
         planes[1].abandon()
-        await planes[0].aclose()
-        assert time.monotonic() - started < 20
-        assert not kept.any()
+        await asyncio.gather(*(plane.aclose() for plane in planes))
+        assert not any(target.any() for target in kept)
         with pytest.raises(BackendError, match="not open"):
             planes[0].broadcast(np.ones(1, np.uint8), 0)
 
@@ -400,17 +404,26 @@ def test_memory_meetings_are_freed() -> None:
         async with opened("memory", 3) as planes:
             assert memory._meetings
             await all_of([p.allreduce(np.ones(2), np.ones(2), ReduceOp.SUM) for p in planes])
-        del planes
+        abandoned = make_planes("memory", 2)
+        await asyncio.gather(*(plane.open() for plane in abandoned))
+        abandoned[0].allreduce(np.ones(2), np.ones(2), ReduceOp.SUM)
+        for plane in abandoned:
+            plane.abandon()
 
+    memory._meetings.clear()
     asyncio.run(main())
+    gc.collect()
     assert not memory._meetings
 
 
 def test_gloo_ends_its_threads_and_descriptors() -> None:
     """Also those of abandoned groups with work pending."""
-    import torch  # noqa: F401  # so that its own threads are there before
+    from collective._backends import _gloo_session
 
-    def count() -> tuple[int, int]:
+    def held() -> tuple[int, int]:
+        """Return the numbers of threads and of descriptors, once every session has ended."""
+        for session in list(_gloo_session._living):
+            assert session.join(20)
         return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
 
     async def use(abandon: bool) -> None:
@@ -425,18 +438,14 @@ def test_gloo_ends_its_threads_and_descriptors() -> None:
         else:
             await asyncio.gather(*(plane.aclose() for plane in planes))
 
-    from collective._backends import _gloo_session
-
     asyncio.run(use(False))
-    before = count()
-    for abandon in (False, True, False, True):
+    before = held()
+    for abandon in (False, True) * 5:
         asyncio.run(use(abandon))
-        for session in list(_gloo_session._living):
-            assert session.join(20)
-    deadline = time.monotonic() + 20
-    while count() != before and time.monotonic() < deadline:
-        threading.Event().wait(0.01)
-    assert count() == before
+    deadline = time.monotonic() + 20  # the kernel may show a thread for a moment after it has been joined
+    while not all(now <= then for now, then in zip(held(), before, strict=True)) and time.monotonic() < deadline:
+        os.sched_yield()
+    assert all(now <= then for now, then in zip(held(), before, strict=True))
 
 
 # Processes: what only they can show.

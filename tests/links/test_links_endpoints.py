@@ -499,5 +499,3 @@ def test_the_host_can_be_pretended(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (await here.connect(there.address, KEY)).kind == "tcp"
 
     run(main)
-
-

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from link_harness import KEY, KINDS, Pair, channel_between, pair, run, turns, until
 
+from collective._links.wire import OVERHEAD
 from collective.abc import LARGE, WINDOW, Channel, Message
 from collective.errors import LinkBroken, LinkClosed, WouldBlock
 
@@ -638,5 +639,30 @@ def test_a_random_mixture_of_everything(kind: str) -> None:
     async def main() -> None:
         async with pair(kind) as both:
             await asyncio.gather(*(talk(both, seed) for seed in range(12)))
+
+    run(main)
+
+
+def test_a_withdrawn_message_gives_back_the_credit_of_its_announcement(kind: str) -> None:
+    """All credit but what the announcement takes is used up, so that none of the message's contents can follow it."""
+
+    async def main() -> None:
+        window, size = 200_000, 100_000
+        announcement = 8 + len(b"c") + 2 * OVERHEAD
+        async with pair(kind) as both:
+            one, other = await both.channel(window=window)
+            await one.send(bytes(window - announcement - OVERHEAD))
+            for _ in range(3):
+                cancelled = asyncio.create_task(one.send(b"c", [bytes(size)]))
+                await turns()
+                cancelled.cancel()
+                await asyncio.wait([cancelled])
+                # This needs the same credit, and announces itself in turn once it is back.
+                await until(lambda: one.outbox._credit == announcement)  # type: ignore[attr-defined]
+            last = asyncio.create_task(one.send(b"l", [bytes(size)]))
+            assert len((await other.receive()).header) == window - announcement - OVERHEAD
+            message = await other.receive()
+            assert (message.header, len(message.buffers[0])) == (b"l", size)
+            await last
 
     run(main)

@@ -89,10 +89,11 @@ def test_a_buffer_of_another_type_goes_as_its_bytes(kind: str) -> None:
         async with pair(kind) as both:
             one, other = await both.channel()
             matrix = np.arange(12, dtype=np.float64).reshape(3, 4)
-            one.send_nowait(b"", [matrix.data, np.empty((0, 3)).data, bytearray(b"ab")])
+            half, swapped = np.ones(3, np.float16), np.ones(3, ">c16")
+            one.send_nowait(b"", [matrix.data, np.empty((0, 3)).data, bytearray(b"ab"), half.data, swapped.data])
             message = await other.receive()
             assert bytes(message.buffers[0]) == matrix.tobytes()
-            assert [len(buffer) for buffer in message.buffers] == [96, 0, 2]
+            assert [len(buffer) for buffer in message.buffers] == [96, 0, 2, 6, 48]
             with pytest.raises(ValueError, match="contiguous"):
                 one.send_nowait(b"", [matrix.T.data])
             with pytest.raises(ValueError, match="contiguous"):

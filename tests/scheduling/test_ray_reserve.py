@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
+import scheduling
 from scheduling import (
     Demand,
     GangInfeasible,
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("three_nodes")
 
+ROOT = Path(scheduling.__file__).parents[1]
 ALL = [Demand("all", 5)]
 """Every CPU that there is."""
 
@@ -299,6 +304,23 @@ def test_two_loops_reserve_at_once() -> None:
         await asyncio.gather(*(asyncio.to_thread(asyncio.run, main()) for _ in range(2)))
 
     asyncio.run(both())
+
+
+JOIN = """
+import asyncio, warnings
+from scheduling import ensure_ray
+warnings.simplefilter("error", RuntimeWarning)
+asyncio.run(ensure_ray(50))
+import ray
+print(ray.cluster_resources()["CPU"])
+"""
+
+
+def test_another_process_joins_and_stretches_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", JOIN], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.stdout.split() == ["5.0"], done.stderr
 
 
 def test_holders_are_read_without_a_dashboard() -> None:

@@ -1,0 +1,210 @@
+"""However a gang ends, it is gone within 5 seconds, and nobody's error is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import pytest
+from gang_harness import Stopwatch, is_there, logged, run
+
+from actors import Actor, ActorClosed, Gang, Role
+from scheduling import Resources
+
+SMALL = Resources(cpu=0.5)
+BOUND = 5.0
+
+
+class Worker(Actor):
+    def __init__(self, log: str = "") -> None:
+        self.log = log
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+    async def wait(self) -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self.note("call ended")
+
+    async def insist(self) -> None:
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                self.note("refused to end")
+
+    async def block(self) -> None:
+        time.sleep(60)  # noqa: ASYNC251  that is the point
+
+    def block_thread(self) -> None:
+        time.sleep(60)
+
+    async def teardown(self) -> None:
+        self.note("teardown")
+
+    def note(self, what: str) -> None:
+        if self.log:
+            with open(self.log, "a") as file:
+                file.write(f"{self.rank} {what}\n")
+
+
+class Stubborn(Worker):
+    async def teardown(self) -> None:
+        await asyncio.sleep(3600)
+
+
+class Clumsy(Worker):
+    async def teardown(self) -> None:
+        if self.rank:
+            raise ValueError(f"no teardown on rank {self.rank}")
+
+
+def workers(cls: type[Worker] = Worker, count: int = 2, log: object = "") -> Role[Worker]:
+    return Role("worker", cls, count, args=(str(log),), resources=SMALL)
+
+
+def test_every_teardown_has_run_and_every_process_is_gone(runtime, tmp_path):
+    log = tmp_path / "log"
+
+    async def main():
+        async with Gang(workers(log=log), runtime=runtime) as gang:
+            pids = await gang["worker"].pid()
+            watch = Stopwatch()
+        if runtime == "ray":
+            assert not any(map(is_there, pids))
+        assert float(watch) < BOUND
+
+    run(main())
+    assert sorted(log.read_text().splitlines()) == ["0 teardown", "1 teardown"]
+
+
+def test_calls_end_before_teardown(runtime, tmp_path):
+    log = tmp_path / "log"
+
+    async def main():
+        async with Gang(workers(log=log), runtime=runtime) as gang:
+            call = asyncio.create_task(gang["worker"][0].wait())
+            await gang["worker"][0].pid()  # after the call, which has started then
+        with pytest.raises(ActorClosed):
+            await call
+        with pytest.raises(ConnectionError):
+            await gang["worker"][0].pid()
+
+    run(main())
+    assert [line for line in log.read_text().splitlines() if line[0] == "0"] == ["0 call ended", "0 teardown"]
+
+
+def test_an_exception_passes_through(runtime):
+    async def main():
+        with pytest.raises(ZeroDivisionError):
+            async with Gang(workers(), runtime=runtime):
+                raise ZeroDivisionError
+
+    run(main())
+
+
+def test_a_cancellation_passes_through(runtime, tmp_path):
+    log = tmp_path / "log"
+
+    async def main():
+        entered = asyncio.Event()
+
+        async def stay() -> None:
+            async with Gang(workers(log=log), runtime=runtime) as gang:
+                entered.set()
+                await gang["worker"].wait()
+
+        task = asyncio.create_task(stay())
+        await entered.wait()
+        task.cancel()
+        watch = Stopwatch()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert float(watch) < BOUND
+
+    run(main())
+    assert sorted(line for line in log.read_text().splitlines() if "teardown" in line) == ["0 teardown", "1 teardown"]
+
+
+def test_what_teardown_raises_is_raised(runtime):
+    async def main():
+        with pytest.raises(ExceptionGroup, match="teardown of gang 'team'") as caught:
+            async with Gang(workers(Clumsy, 3), runtime=runtime, name="team"):
+                pass
+        assert sorted(str(error) for error in caught.value.exceptions) == [
+            "no teardown on rank 1",
+            "no teardown on rank 2",
+        ]
+        for error in caught.value.exceptions:
+            assert any("in its teardown" in note for note in error.__notes__)
+
+    run(main())
+
+
+def test_what_teardown_raises_is_noted_on_an_exception_that_passes_through(runtime):
+    async def main():
+        with logged("actors") as records, pytest.raises(ZeroDivisionError) as caught:
+            async with Gang(workers(Clumsy), runtime=runtime, name="team"):
+                raise ZeroDivisionError
+        assert caught.value.__notes__ == [
+            "gang 'team': then a teardown failed: ValueError: no teardown on rank 1",
+        ]
+        assert [record.exc_info[1].args for record in records if record.exc_info] == [("no teardown on rank 1",)]
+
+    run(main())
+
+
+@pytest.mark.parametrize("method", ["insist", "block_thread", "block"])
+def test_an_actor_that_does_not_let_go_is_ended(ray_session, tmp_path, method):
+    log = tmp_path / "log"
+
+    async def main():
+        with logged("actors") as records:
+            async with Gang(workers(log=log)) as gang:
+                pids = await gang["worker"].pid()
+                call = asyncio.create_task(getattr(gang["worker"][1], method)())
+                if method != "block":
+                    await gang["worker"][1].pid()
+                else:
+                    await asyncio.sleep(0.1)  # that call blocks all that come after it
+                watch = Stopwatch()
+            assert float(watch) < BOUND
+        assert not any(map(is_there, pids))
+        with pytest.raises(ConnectionError if method == "block" else (ConnectionError, ActorClosed)):
+            await call
+        if method == "block":
+            assert any("worker[1] did not end" in record.getMessage() for record in records)
+
+    run(main())
+    assert "0 teardown" in log.read_text()
+
+
+def test_a_teardown_that_does_not_end_is_ended(runtime):
+    async def main():
+        with logged("actors") as records:
+            async with Gang(workers(Stubborn), runtime=runtime):
+                watch = Stopwatch()
+            assert 2.0 < float(watch) < BOUND
+        (said,) = [record.getMessage() for record in records]
+        assert "worker[0], worker[1] did not end within the 2.5 s that there are for teardown" in said
+
+    run(main())
+
+
+def test_cancelling_the_end_makes_it_hurry(runtime):
+    async def main():
+        gang = Gang(workers(Stubborn), runtime=runtime)
+        await gang.__aenter__()
+        ending = asyncio.create_task(gang.aclose())
+        watch = Stopwatch()
+        await asyncio.sleep(0)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+        assert float(watch) < 2.0
+        await gang.aclose()
+
+    run(main())

@@ -1,0 +1,34 @@
+"""What each package exports: a name that comes or goes is a decision, not an accident."""
+
+import importlib
+
+import pytest
+
+EXPORTS = {
+    "actors": """
+        Actor ActorClosed ActorError Gang GangStartError Handle Handles NotPicklable NotReady RemoteCancelled
+        RemoteError RemoteTraceback Role Stream Streams from_thread
+    """,
+    "collective": """
+        BackendError Batch CollectiveError CollectiveMismatch CollectiveTimeout Group GroupBroken GroupClosed
+        GroupError GroupSpec GroupStatistics HandshakeError LinkBroken LinkClosed LinkError Member PeerLost
+        PortRefused ReduceOp Work WouldBlock WrongThread
+    """,
+    "collective.testing": "CHECKS MIXES Case Check World check conformance_cases world",
+    "scheduling": """
+        Bundle Claim Cluster CpusOversubscribed Demand GangInfeasible GangTimeout Holder Node Placement RayUnavailable
+        Request ReservationLost Resources SchedulingError Shortage Template colocate ensure_ray find_shortages
+        on_labels pack reserve spread strict_pack strict_spread
+    """,
+}
+
+
+@pytest.mark.parametrize("package", EXPORTS)
+def test_exports(package):
+    assert importlib.import_module(package).__all__ == EXPORTS[package].split()
+
+
+@pytest.mark.parametrize("package", EXPORTS)
+def test_everything_exported_is_there_and_documented(package):
+    module = importlib.import_module(package)
+    assert [name for name in module.__all__ if not getattr(module, name).__doc__] == []
