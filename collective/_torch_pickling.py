@@ -17,7 +17,7 @@ def reduce_tensor(tensor: torch.Tensor) -> Any:
     if not _is_plain(tensor):
         return _as_torch_does(tensor)
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
-    content: Any = plain.reshape(-1).view(torch.uint8).numpy()
+    content: Any = plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b""
     return _rebuild_tensor, (pickle.PickleBuffer(content), tensor.dtype, tuple(tensor.shape), tensor.requires_grad)
 
 
@@ -50,7 +50,9 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _rebuild_tensor(content: Any, dtype: torch.dtype, shape: tuple[int, ...], requires_grad: bool) -> torch.Tensor:
-    memory = np.frombuffer(content, np.uint8) if memoryview(content).nbytes else np.empty(0, np.uint8)
+    if not memoryview(content).nbytes:
+        return torch.empty(shape, dtype=dtype, requires_grad=requires_grad)
+    memory = np.frombuffer(content, np.uint8)
     # torch has no read-only tensors, and computes on aligned elements.
     if not memory.flags.writeable or memory.ctypes.data % dtype.itemsize:
         memory = memory.copy()

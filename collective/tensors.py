@@ -269,7 +269,7 @@ def same_memory(a: Array, b: Array) -> bool:
 
 
 def reducers() -> dict[type, Callable[[Any], Any]]:
-    """Return the entries that a pickler's dispatch table needs for the arrays of the libraries loaded here.
+    """Return the entries that a pickler's dispatch table needs, beside copyreg's, for the libraries loaded here.
 
     They pickle a torch tensor in host memory by its bytes, as an out-of-band `pickle.PickleBuffer` (so the pickler must
     use protocol 5). Unpickling shares the memory of a writable buffer and copies a read-only one; it imports torch.

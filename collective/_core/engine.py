@@ -8,17 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from collective import scopes
-from collective._backends import make_plane
 from collective._core import rollcall, tree
-from collective._core.agreement import Agreement, Calls, Metas, Record
+from collective._core.agreement import Calls, Metas, Record
 from collective._core.epoch import Epoch
 from collective._core.fabric import Fabric
-from collective._core.mailbox import Mailbox
 from collective._core.operations import Disagreement, Operation
-from collective._core.pipeline import Pending, Pipeline
+from collective._core.pipeline import Pending
 from collective._core.resets import Resets
 from collective._core.rollcall import RollCall
-from collective.abc import PlaneContext
 from collective.errors import (
     CollectiveMismatch,
     CollectiveTimeout,
@@ -84,7 +81,7 @@ class Engine:
         self._left: dict[int, int] = {}
         self._resets = Resets(self)
         self._roll = RollCall(self.fabric.post)
-        self.current = self._make_epoch(0)
+        self.current = Epoch(0, self)
         scopes.register(self)
 
     # ------------------------------------------------------------------ life
@@ -194,7 +191,8 @@ class Engine:
         epoch.agreement.announce(place, record, operation.meta)
         return work
 
-    def _agreed(self, epoch: Epoch, place: int, metas: Metas) -> None:
+    def on_agreed(self, epoch: Epoch, place: int, metas: Metas) -> None:
+        """All members agreed on a place."""
         pending = epoch.pending.get(place)
         if pending is None:
             return
@@ -204,7 +202,7 @@ class Engine:
             pending.operation.agree(metas)
         except Disagreement as error:
             what = pending.operation.describe()
-            self._mismatch(epoch, place, [([rank], f"{what}: {said}") for rank, said in enumerate(error.said)])
+            self.on_mismatch(epoch, place, [([rank], f"{what}: {said}") for rank, said in enumerate(error.said)])
             return
         epoch.pipeline.add(pending)
 
@@ -295,7 +293,7 @@ class Engine:
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine that is cancelled when the epoch ends."""
-        self._spawn(self.current, coroutine)
+        self.current.spawn(coroutine)
 
     def at_end_of_epoch(self, callback: Callable[[str], None]) -> None:
         """Call back with the reason when the epoch ends; at once, if it has."""
@@ -310,7 +308,8 @@ class Engine:
         assert epoch.fault is not None
         return epoch.fault()
 
-    def _mismatch(self, epoch: Epoch, place: int, calls: Calls) -> None:
+    def on_mismatch(self, epoch: Epoch, place: int, calls: Calls) -> None:
+        """The members called different things at a place."""
         epoch.mismatch = (place, calls)
         entry = epoch.pending.pop(place, None)
         if entry is not None:
@@ -329,7 +328,7 @@ class Engine:
         else:
             self._break(epoch, error, why)
 
-    def _library_failed(self, epoch: Epoch, pending: Pending, error: BaseException) -> None:
+    def on_library_failed(self, epoch: Epoch, pending: Pending, error: BaseException) -> None:
         """Break the group for an error below, unless the loss of a peer explains it within a moment."""
         if epoch is not self.current or pending.work.done():
             return
@@ -342,7 +341,8 @@ class Engine:
 
         self.loop.call_later(LIBRARY_GRACE, tell)
 
-    def _transfer_failed(self, epoch: Epoch, rank: int, error: Exception) -> None:
+    def on_transfer_failed(self, epoch: Epoch, rank: int, error: Exception) -> None:
+        """The bytes of a message to or from a rank did not come through."""
         if epoch is self.current and epoch.fault is None:
             self.lose(rank, str(error), tell=True)
 
@@ -350,7 +350,7 @@ class Engine:
 
     def _overdue(self, epoch: Epoch, pending: Pending) -> None:
         if not pending.work.done():
-            self._spawn(epoch, self._call_roll(epoch, pending))
+            epoch.spawn(self._call_roll(epoch, pending))
 
     async def _call_roll(self, epoch: Epoch, pending: Pending) -> None:
         behind = await self._roll.behind(self.others(), epoch.number, pending.place)
@@ -394,7 +394,7 @@ class Engine:
 
     def start_epoch(self) -> None:
         """Go on to the next epoch, which is yet to be opened."""
-        self.current = self._make_epoch(self.current.number + 1)
+        self.current = Epoch(self.current.number + 1, self)
         early, self._early = self._early, []
         for deliver in early:
             deliver()
@@ -474,48 +474,6 @@ class Engine:
         for rank in ranks:
             if rank != self.rank and rank not in self._lost:
                 self.fabric.post(rank, message)
-
-    def _make_epoch(self, number: int) -> Epoch:
-        epoch = Epoch(number)
-        post = self.fabric.post
-        epoch.agreement = Agreement(
-            self.rank,
-            self.size,
-            loop=self.loop,
-            post=lambda rank, message: post(rank, ("agree", number, message)),
-            on_agreed=partial(self._agreed, epoch),
-            on_mismatch=partial(self._mismatch, epoch),
-        )
-        epoch.mailbox = Mailbox(
-            self.rank,
-            epoch=number,
-            fabric=self.fabric,
-            tell=lambda rank, message, buffers: post(rank, ("mail", number, message), buffers),
-            spawn=partial(self._spawn, epoch),
-            on_failure=partial(self._transfer_failed, epoch),
-        )
-        epoch.plane = make_plane(
-            self.backend,
-            PlaneContext(
-                group=self.name,
-                key=f"{self.key}@{number}",
-                rank=self.rank,
-                size=self.size,
-                tell=lambda rank, message: post(rank, ("plane", number, message)),
-                timeout=self.timeout,
-            ),
-        )
-        epoch.pipeline = Pipeline(
-            epoch.plane,
-            on_done=epoch.forget,
-            on_failure=partial(self._library_failed, epoch),
-        )
-        return epoch
-
-    def _spawn(self, epoch: Epoch, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = self.fabric.spawn(coroutine)
-        epoch.tasks.add(task)
-        task.add_done_callback(epoch.tasks.discard)
 
 
 _LEFT = "it closed the group"

@@ -2,35 +2,76 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from collective._backends import make_plane
+from collective._core.agreement import Agreement
+from collective._core.mailbox import Mailbox
+from collective._core.pipeline import Pipeline
+from collective.abc import PlaneContext
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
-    from collective._core.agreement import Agreement, Calls
-    from collective._core.mailbox import Mailbox
-    from collective._core.pipeline import Pending, Pipeline
-    from collective.abc import DataPlane
+    from collective._core.agreement import Calls
+    from collective._core.engine import Engine
+    from collective._core.pipeline import Pending
 
 
 class Epoch:
     """What lives for one epoch of a group: after it, nothing of it is delivered."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, engine: Engine) -> None:
         self.number = number
         self.next_place = 0
         self.pending: dict[int, Pending] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.fault: Callable[[], Exception] | None = None
+        """What every operation raises, once the epoch is broken."""
         self.mismatch: tuple[int, Calls] | None = None
+        self.on_end: list[Callable[[str], None]] = []
         self.on_drained: Callable[[], None] | None = None
         """Set where the epoch is broken from a place on, and what came before it still completes."""
-        self.on_end: list[Callable[[str], None]] = []
-        self.agreement: Agreement
-        self.mailbox: Mailbox
-        self.plane: DataPlane
-        self.pipeline: Pipeline
+        self._fabric = engine.fabric
+        post = engine.fabric.post
+        self.agreement = Agreement(
+            engine.rank,
+            engine.size,
+            loop=engine.loop,
+            post=lambda rank, message: post(rank, ("agree", number, message)),
+            on_agreed=partial(engine.on_agreed, self),
+            on_mismatch=partial(engine.on_mismatch, self),
+        )
+        self.mailbox = Mailbox(
+            engine.rank,
+            epoch=number,
+            fabric=engine.fabric,
+            tell=lambda rank, message, buffers: post(rank, ("mail", number, message), buffers),
+            spawn=self.spawn,
+            on_failure=partial(engine.on_transfer_failed, self),
+        )
+        self.plane = make_plane(
+            engine.backend,
+            PlaneContext(
+                group=engine.name,
+                key=f"{engine.key}@{number}",
+                rank=engine.rank,
+                size=engine.size,
+                tell=lambda rank, message: post(rank, ("plane", number, message)),
+                timeout=engine.timeout,
+            ),
+        )
+        self.pipeline = Pipeline(
+            self.plane, on_done=self.forget, on_failure=partial(engine.on_library_failed, self)
+        )
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine that is cancelled when the epoch ends."""
+        task = self._fabric.spawn(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     def forget(self, pending: Pending) -> None:
         """Drop a collective that is done."""

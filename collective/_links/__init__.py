@@ -1,0 +1,1 @@
+"""Links: `mux` over the carriers `memory` and `stream`, and `endpoint`, where they begin. See `collective.links`."""

@@ -84,8 +84,7 @@ class Inbox:
         self._tell_end()
 
     def _hand_over(self, message: Message, cost: int) -> None:
-        if self._on_message is None:
-            return  # Closed by the callback of an earlier message.
+        assert self._on_message is not None
         try:
             self._on_message(message)
         except Exception as error:

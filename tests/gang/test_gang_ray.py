@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 
+import psutil
 import pytest
 import ray
 from gang_harness import run
@@ -63,7 +64,7 @@ class PlainAsync:
         async with Gang(Role("worker", Worker, 2, resources=SMALL)) as gang:
             pids = await gang["worker"].pid()
             assert await gang["worker"][0].pid_of(gang["worker"][1]) == pids[1]
-        return pids, [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+        return pids, [pid for pid in pids if psutil.pid_exists(pid)]
 
 
 def worker(count: int = 2) -> Role[Worker]:
