@@ -1,21 +1,30 @@
-"""Actors: processes and the calls between them."""
+"""Actors: processes and the calls between them.
 
-from actors import from_thread
-from actors.actor import Actor
-from actors.errors import (
-    ActorClosed,
-    ActorError,
-    GangStartError,
-    NotPicklable,
-    NotReady,
-    RemoteCancelled,
-    RemoteError,
-    RemoteTraceback,
-)
-from actors.gang import Gang
-from actors.handles import Handle, Handles
-from actors.role import Role
-from actors.streams import Stream, Streams
+What is exported is imported when it is first used: every actor's process imports this package, and needs little of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from actors import from_thread
+    from actors.actor import Actor
+    from actors.errors import (
+        ActorClosed,
+        ActorError,
+        GangStartError,
+        NotPicklable,
+        NotReady,
+        RemoteCancelled,
+        RemoteError,
+        RemoteTraceback,
+    )
+    from actors.gang import Gang
+    from actors.handles import Handle, Handles
+    from actors.role import Role
+    from actors.streams import Stream, Streams
 
 __all__ = [
     "Actor",
@@ -35,3 +44,28 @@ __all__ = [
     "Streams",
     "from_thread",
 ]
+
+_HOMES = {
+    "actors.actor": "Actor",
+    "actors.errors": (
+        "ActorClosed ActorError GangStartError NotPicklable NotReady RemoteCancelled RemoteError RemoteTraceback"
+    ),
+    "actors.gang": "Gang",
+    "actors.handles": "Handle Handles",
+    "actors.role": "Role",
+    "actors.streams": "Stream Streams",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "from_thread":
+        return importlib.import_module("actors.from_thread")
+    for module, names in _HOMES.items():
+        if name in names.split():
+            value = globals()[name] = getattr(importlib.import_module(module), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

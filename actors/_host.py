@@ -23,18 +23,17 @@ from actors._roster import Roster
 from actors.abc import ProcessId
 from actors.actor import connect, create
 from actors.errors import RemoteCancelled
-from collective._backends import preload
 from collective.errors import LinkBroken, LinkError
-from collective.formation import form_group
 from collective.types import Address, Member
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from actors.abc import Launch
     from actors.actor import Actor
     from collective.abc import Channel, Endpoint, Link
     from collective.group import Group
+    from collective.types import GroupSpec
 
 Blueprint: TypeAlias = "tuple[type[Actor], tuple[Any, ...], Mapping[str, Any]]"
 
@@ -87,7 +86,7 @@ class Host:
             introduction = Introduction(launch.role, launch.rank, endpoint.address, own_process())
             if launch.backends:
                 # Importing torch takes a second and more; done in a thread, it overlaps with the start of the others.
-                threading.Thread(target=preload, args=(launch.backends,), name="preload", daemon=True).start()
+                threading.Thread(target=_preload, args=(launch.backends,), name="preload", daemon=True).start()
             self._channel = link.open(PORT, pack(introduction))
             self._begin(Phase.CONSTRUCTOR, self._construct())
             self.leaving = await self._obey()
@@ -171,8 +170,17 @@ class Host:
     async def _form_groups(self, data: memoryview) -> None:
         launch = self.launch
         roster = self._roster = Roster.loads(data)
+        own = roster.groups_of(launch.role, launch.rank)
+        if own:
+            await self._form(roster, own)
+        groups = {spec.name: self._groups[spec.name] for spec, _ in own}
+        connect(self._actor, groups=groups, gang=roster.handles)
 
-        async def form(spec: Any, rank: int) -> None:
+    async def _form(self, roster: Roster, own: Sequence[tuple[GroupSpec, int]]) -> None:
+        launch = self.launch
+        from collective.formation import form_group  # imports numpy, which an actor without groups may not need
+
+        async def form(spec: GroupSpec, rank: int) -> None:
             self._groups[spec.name] = await form_group(
                 self._endpoint,
                 spec,
@@ -182,7 +190,6 @@ class Host:
                 credential=launch.member,
             )
 
-        own = roster.groups_of(launch.role, launch.rank)
         failure: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -192,8 +199,6 @@ class Host:
             failure = failures.exceptions[0]
         if failure is not None:
             raise failure
-        groups = {spec.name: self._groups[spec.name] for spec, _ in own}
-        connect(self._actor, groups=groups, gang=roster.handles)
 
     async def _set_up_actor(self) -> None:
         launch = self.launch
@@ -238,6 +243,12 @@ class Host:
     def _mourn(self, lost: Lost) -> None:
         for group in self._groups.values():
             group.peer_lost(Member(lost.role, lost.rank, Address("")), lost.cause)
+
+
+def _preload(backends: tuple[str, ...]) -> None:
+    from collective import _backends, formation  # noqa: F401
+
+    _backends.preload(backends)
 
 
 def own_process() -> ProcessId:

@@ -12,20 +12,20 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
+import sys
 import threading
 import traceback
 from collections import ChainMap
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from actors.errors import NotPicklable, RemoteError, RemoteTraceback
-from collective.tensors import reducers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
     from types import TracebackType
+
+    import numpy as np
 
     from collective.abc import Buffer
 
@@ -42,7 +42,7 @@ def dumps(obj: object, what: str, of: object = None) -> tuple[bytes, list[memory
     """
     buffers: list[pickle.PickleBuffer] = []
     try:
-        entries = reducers()
+        entries = _reducers()
         if not entries:
             data = pickle.dumps(obj, PROTOCOL, buffer_callback=buffers.append)
         if entries or _IN_BAND in data:
@@ -120,7 +120,7 @@ class _Lent(threading.local):
 
 _lent = _Lent()
 _table: dict[type, Any] = {}
-_table_of: tuple[int, int] = (0, 0)
+_table_of: tuple[int, int, object] = (0, 0, None)
 _IN_BAND = b"_reconstruct"
 """In every pickle that holds an array's elements itself, as numpy does with arrays that are not contiguous."""
 
@@ -134,16 +134,27 @@ def _dumps_arrays(obj: object, keep: Callable[[pickle.PickleBuffer], Any]) -> by
     return file.getvalue()
 
 
+def _reducers() -> dict[type, Callable[[Any], Any]]:
+    """Return `collective.tensors.reducers()`: none before torch is there. That module imports numpy, so not with this."""
+    if "torch" not in sys.modules:
+        return {}
+    from collective.tensors import reducers
+
+    return reducers()
+
+
 def _array_table() -> dict[type, Any]:
     """Return a dispatch table for numpy and the array libraries that are loaded.
 
     It stands in for `copyreg`'s, so it holds that too; a plain dict, because every pickled object is looked up in it.
     """
     global _table, _table_of
-    entries = reducers()
-    if _table_of != (state := (len(entries), len(copyreg.dispatch_table))):
+    entries = _reducers()
+    ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
+    if _table_of != (state := (len(entries), len(copyreg.dispatch_table), ndarray)):
         _table = copyreg.dispatch_table | {kind: _taking_memory(reduce) for kind, reduce in entries.items()}
-        _table[np.ndarray] = _reduce_ndarray
+        if ndarray is not None:
+            _table[ndarray] = _reduce_ndarray
         _table_of = state
     return _table
 

@@ -19,34 +19,33 @@ class Work(Generic[T]):
     nobody looked at goes to the loop's exception handler. Belongs to the event loop of its group.
     """
 
-    __slots__ = ("__weakref__", "_future", "_on_abandon", "_waiters", "description")
+    __slots__ = ("__weakref__", "_busy", "_future", "_on_abandon", "_waiters", "description")
 
     def __init__(self, description: str, *, on_abandon: Callable[[], bool] | None = None) -> None:
         self.description = description
         self._future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiters = 0
         self._on_abandon = on_abandon
+        self._busy: asyncio.Future[Any] | None = None
+        """While a thread writes to the caller's memory: a cancelled await lasts until that has ended."""
 
     def __await__(self) -> Generator[Any, None, T]:
         future = self._future
         if not future.done():
-            waiter: asyncio.Future[None] = future.get_loop().create_future()
-
-            def wake(_: asyncio.Future[T]) -> None:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-            future.add_done_callback(wake)
             self._waiters += 1
             try:
-                yield from waiter
+                yield from _until_done(future)
             except asyncio.CancelledError:
+                while self._busy is not None and not self._busy.done():
+                    try:
+                        yield from _until_done(self._busy)
+                    except asyncio.CancelledError:
+                        continue  # it takes some milliseconds, and the first cancellation is raised then
                 if self._waiters == 1 and self._on_abandon is not None and self._on_abandon():
                     self._withdraw()
                 raise
             finally:
                 self._waiters -= 1
-                future.remove_done_callback(wake)
         return self._future.result()
 
     def done(self) -> bool:
@@ -103,3 +102,18 @@ class Work(Generic[T]):
         if self._future.done():
             self._future = self._future.get_loop().create_future()
         self._future.cancel()
+
+
+def _until_done(future: asyncio.Future[Any]) -> Generator[Any, None, None]:
+    """Wait for a future, which is not cancelled where the wait is."""
+    waiter: asyncio.Future[None] = future.get_loop().create_future()
+
+    def wake(_: asyncio.Future[Any]) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    future.add_done_callback(wake)
+    try:
+        yield from waiter
+    finally:
+        future.remove_done_callback(wake)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from scheduling._threads import in_thread
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
@@ -29,6 +27,8 @@ async def make_runtime(name: str, *, roles: Sequence[Role[Any]], placement: Plac
 
         return InprocRuntime(roles=roles)
     if name == "ray":
+        from scheduling._threads import in_thread
+
         # Importing Ray takes half a second, which the loop must not wait for.
         module = await in_thread(lambda: importlib.import_module("actors._runtimes._ray"))
         runtime: Runtime = module.RayRuntime(roles=roles, placement=placement, gang=gang)

@@ -13,7 +13,7 @@ from collective._core.agreement import Calls, Metas, Record
 from collective._core.epoch import Epoch
 from collective._core.fabric import Fabric
 from collective._core.operations import Disagreement, Operation
-from collective._core.pipeline import Pending
+from collective._core.pipeline import LIBRARY_GRACE, Pending
 from collective._core.resets import Resets
 from collective._core.rollcall import RollCall
 from collective.errors import (
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from collective.abc import Channel, Endpoint
     from collective.types import Credential, Member
 
-LIBRARY_GRACE = 0.5
-"""Seconds that an error of a library below waits for the loss of a peer to explain it."""
 
 
 class Engine:

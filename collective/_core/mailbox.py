@@ -286,7 +286,8 @@ class Mailbox:
         if recv is None:
             self._pair(arrival.src, arrival.tag)
         elif (recv.out is not None and arrival.spec.nbytes > LONG) or not tensors.loaded(arrival.spec.kind):
-            offload(partial(_deliver, arrival, recv.out)).add_done_callback(partial(self._delivered, arrival, recv))
+            recv.work._busy = offload(partial(_deliver, arrival, recv.out))
+            recv.work._busy.add_done_callback(partial(self._delivered, arrival, recv))
         else:
             delivered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             try:
@@ -296,8 +297,6 @@ class Mailbox:
             self._delivered(arrival, recv, delivered)
 
     def _delivered(self, arrival: _Arrival, recv: _Recv, delivered: asyncio.Future[Any]) -> None:
-        if arrival.taker is not recv:
-            return  # it gave up meanwhile
         if arrival.cost:
             self._count_taken(arrival)
         error = delivered.exception()

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collective.abc import DataPlane
     from collective.work import Work
 
+LIBRARY_GRACE = 0.5
+"""Seconds that an error of a library below waits for the loss of a peer to explain it."""
+
 
 @dataclass(slots=True, eq=False)
 class Pending:

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from collective._core.pipeline import LIBRARY_GRACE
 from collective._core.rounds import Rounds
 from collective.errors import BackendError, CollectiveError, CollectiveTimeout, GroupClosed
 
@@ -23,6 +24,7 @@ class Resets:
         self._engine = engine
         self._rounds = Rounds(engine.rank, engine.size, loop=engine.loop, post=engine.fabric.post)
         self._running: asyncio.Task[None] | None = None
+        self._loss: asyncio.Future[None] = engine.loop.create_future()
         self._questions = itertools.count()
         self._acks: dict[tuple[int, int], asyncio.Future[None]] = {}
 
@@ -32,7 +34,9 @@ class Resets:
         try:
             await engine.current.plane.open()
         except BackendError:
-            engine.raise_lost()  # which explains it better
+            # The loss of a peer explains it better, and may be told a moment later.
+            await asyncio.wait([self._loss], timeout=LIBRARY_GRACE)
+            engine.raise_lost()
             raise
         await self._join("open")
 
@@ -86,6 +90,8 @@ class Resets:
 
     def lose(self, rank: int, error: Callable[[], Exception]) -> None:
         """Wait for a member no more."""
+        if not self._loss.done():
+            self._loss.set_result(None)
         self._rounds.fail(error)
         for question, other in self._acks:
             if other == rank:

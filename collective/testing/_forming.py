@@ -10,7 +10,7 @@ import numpy as np
 from collective.errors import PeerLost
 from collective.testing._arrays import check_array
 from collective.testing._cases import check
-from collective.testing._world import outcome, refused, turns
+from collective.testing._world import outcome, outcomes, refused, turns
 
 if TYPE_CHECKING:
     from collective.testing._world import World
@@ -65,8 +65,7 @@ async def death_while_forming(world: World) -> None:
     world.endpoints[dead].abort()
     waiting.append(asyncio.create_task(world.join("neither", 0)))
     async with asyncio.timeout(5):
-        for task in waiting:
-            error = await outcome(task)
+        for error in await outcomes(waiting):
             assert isinstance(error, PeerLost), f"got {error!r}"
             assert (error.role, error.rank) == ("worker", dead), f"lost {error.role}[{error.rank}]"
 

@@ -482,6 +482,9 @@ async def connect():
     context = PlaneContext("g", "k", rank, size, lambda dst, m: tasks.add(loop.create_task(tell(dst, m))), 30.0)
     planes.append(make_plane("gloo", context))
     await planes[0].open()
+    if tasks:
+        await asyncio.wait(tasks)
+    server.close()
     return rank, size, planes[0]
 """
 
