@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from collective._backends import plane_within_a_host
 from collective._core.engine import Engine
 from collective.group import Group
 
@@ -56,4 +57,7 @@ def choose_backend(backend: str, members: Sequence[Member]) -> str:
         )
     if backend != "auto":
         return backend
-    return "memory" if in_one_process else "gloo"
+    if in_one_process:
+        return "memory"
+    hosts = {member.address.host for member in members}
+    return plane_within_a_host(len(members)) if len(hosts) == 1 and "" not in hosts else "gloo"

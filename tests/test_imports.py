@@ -46,7 +46,11 @@ LIBRARIES = {
 """Each library that is kept at the edge, and the modules that are its edge."""
 
 CHOOSERS = {
-    "collective/_backends/__init__.py": ("collective._backends.gloo", "collective._backends.memory"),
+    "collective/_backends/__init__.py": (
+        "collective._backends.gloo",
+        "collective._backends.memory",
+        "collective._backends.shm",
+    ),
     "collective/_links/kinds.py": ("collective._links.memory", "collective._links.sockets"),
     "actors/_runtimes/__init__.py": ("actors._runtimes._ray", "actors._runtimes.inproc"),
 }

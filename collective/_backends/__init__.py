@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import platform
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,7 +13,9 @@ if TYPE_CHECKING:
 
     from collective.abc import DataPlane, PlaneContext
 
-NAMES = ("gloo", "memory")
+NAMES = ("gloo", "memory", "shm")
+MEMBERS = 128
+"""The most members of a group on "shm"."""
 _SLOW_IMPORTS = {"gloo": "collective._backends._gloo_mesh"}
 
 
@@ -29,7 +33,17 @@ def make_plane(name: str, context: PlaneContext) -> DataPlane:
         from collective._backends.gloo import GlooPlane
 
         return GlooPlane(context)
+    if name == "shm":
+        from collective._backends.shm import ShmPlane
+
+        return ShmPlane(context)
     raise ValueError(f"group {context.group!r}: unknown backend {name!r}; known are {', '.join(NAMES)}")
+
+
+def plane_within_a_host(size: int) -> str:
+    """Return the name of the data plane for so many members in processes of one host; the same on all of them."""
+    suits = sys.platform == "linux" and platform.machine() == "x86_64" and size <= MEMBERS
+    return "shm" if suits else "gloo"
 
 
 def preload(names: Iterable[str]) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from collective.abc import DataPlane
 
-BACKENDS = ("memory", "gloo")
+BACKENDS = ("memory", "shm", "gloo")
 SIZES = (1, 2, 3, 4)
 LENGTHS = (1, 5, 1000)
 LARGE = 300_000
@@ -393,7 +393,7 @@ def test_memory_members_on_two_loops_are_refused() -> None:
 
 def test_unknown_backend_lists_the_known() -> None:
     context = PlaneContext("g", "k", 0, 1, lambda rank, message: None, 1.0)
-    with pytest.raises(ValueError, match="'nccl'; known are gloo, memory"):
+    with pytest.raises(ValueError, match="'nccl'; known are gloo, memory, shm"):
         make_plane("nccl", context)
 
 

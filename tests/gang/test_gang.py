@@ -259,7 +259,7 @@ def test_the_backend_that_auto_stands_for(runtime):
     async def main():
         groups = [GroupSpec("g", ("a",), timeout=5.0)]
         async with Gang(Role("a", Lone, 2, resources=SMALL), groups=groups, runtime=runtime) as gang:
-            assert await gang["a"].backend() == [{"inproc": "memory", "ray": "gloo"}[runtime]] * 2
+            assert await gang["a"].backend() == [{"inproc": "memory", "ray": "shm"}[runtime]] * 2
 
     run(main())
 

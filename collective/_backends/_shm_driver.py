@@ -1,0 +1,270 @@
+"""Takes the steps of operations, in order: on the loop as far as that does not hold it up, else on a thread.
+
+An operation that is short is driven on the loop. Where others are not there yet, the loop spins for a moment, if that
+has paid of late, and then goes about its business until the bell rings. What is long is driven by the worker, which
+takes what is queued behind it too. The lock is held during every step: when `abandon` has had it, nothing of a caller's
+is touched any more. After a step that failed no other is taken: this member's phases would no longer pair with the
+others'. The group breaks then.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+from collections import deque
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+from collective._backends._worker import Worker
+from collective.errors import BackendError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from collective._backends._shm_segment import Segment
+    from collective._backends._shm_steps import Steps
+
+INLINE: Final = 1 << 20
+"""Bytes that are copied and reduced on the loop, in a fraction of a millisecond, in one operation and in one turn."""
+_SPIN_ON_LOOP: Final = 50e-6
+_SPIN_ON_THREAD: Final = 20e-6
+"""Seconds for which a wait spins, holding the GIL, before it sleeps."""
+_PROBE: Final = 64
+"""Waits after which spinning is tried again where it did not pay."""
+
+
+class _Move:
+    """An operation that is not done."""
+
+    __slots__ = ("begun", "done", "nbytes", "steps", "waits")
+
+    def __init__(self, steps: Steps, nbytes: int, done: asyncio.Future[None]) -> None:
+        self.steps = steps
+        self.nbytes = nbytes
+        self.done = done
+        self.begun = False
+        self.waits = False
+        """Whether its next step waits for the others to post."""
+
+
+class _Spin:
+    """How long to spin: halved by each that did not pay, restored by one that did, and probed now and then."""
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+        self._now = most
+        self._waits = 0
+
+    def until(self, segment: Segment) -> bool:
+        """Spin until all have come, or for so long; return whether they have."""
+        if segment.arrived:
+            return True
+        self._waits += 1
+        budget = self._most if self._waits % _PROBE == 0 else self._now
+        if budget < 2e-6:
+            return False
+        end = perf_counter() + budget
+        while perf_counter() < end:
+            if segment.arrived:
+                self._now = self._most
+                return True
+        self._now /= 2
+        return False
+
+
+class Driver:
+    """Drives the operations of one member. Every method is called on the loop.
+
+    :param segment: closed by the driver when it ends; None in a group of one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, segment: Segment | None, name: str) -> None:
+        self._loop = loop
+        self._segment = segment
+        self._name = name
+        self._lock = threading.Lock()
+        self._moves: deque[_Move] = deque()
+        self._driving = False
+        """Whether the loop or the worker has taken on what is queued."""
+        self._on_worker = False
+        self._listening = False
+        self._ended = False
+        self._worker: Worker | None = None
+        shared = segment is not None and segment.shares_process()
+        # A peer in this process needs the GIL, and perhaps this very loop, to get here.
+        self._loop_spin = _Spin(0.0 if shared else _SPIN_ON_LOOP)
+        self._worker_spin = _Spin(0.0 if shared else _SPIN_ON_THREAD)
+
+    def start(self, steps: Steps, nbytes: int) -> asyncio.Future[None]:
+        """Take an operation that copies and reduces so many bytes, after those before it."""
+        done: asyncio.Future[None] = self._loop.create_future()
+        with self._lock:
+            self._moves.append(_Move(steps, nbytes, done))
+            idle, self._driving = not self._driving, True
+        if idle:
+            self._drive_on_loop()
+        return done
+
+    def abandon(self) -> None:
+        """Take no more steps, and free all as soon as the worker is out of it. Idempotent."""
+        self._end(None)
+
+    async def aclose(self) -> None:
+        """End it, and wait until all is freed. Idempotent."""
+        released: asyncio.Future[None] = self._loop.create_future()
+        if self._end(released):
+            await released
+
+    def _end(self, released: asyncio.Future[None] | None) -> bool:
+        """Take no more steps; return whether that is new, and `released` will be done."""
+        with self._lock:
+            if self._ended:
+                return False
+            self._ended = True
+            self._moves.clear()
+            if self._on_worker and self._segment is not None:
+                self._segment.ring()
+        self._stop_listening()
+        if self._worker is None:
+            self._release(released)
+        else:
+            self._worker.submit(lambda: self._release(released))
+            self._worker.stop()
+        return True
+
+    # ---------------------------------------------------------------- on the loop
+
+    def _drive_on_loop(self) -> None:
+        left = INLINE
+        while not self._ended:
+            with self._lock:
+                if not self._moves:
+                    self._driving = False
+                    return
+                move = self._moves[0]
+                self._on_worker = move.nbytes > INLINE and not move.begun
+            if self._on_worker:
+                self._stop_listening()
+                if self._worker is None:
+                    self._worker = Worker(f"shm {self._name}")
+                self._worker.submit(self._drive_on_worker)
+                return
+            if left < move.nbytes and not move.begun and left < INLINE:
+                self._loop.call_soon(self._drive_on_loop)
+                return
+            try:
+                if not self._advance(move):
+                    self._listen()
+                    return
+            except Exception as error:
+                move.done.set_exception(_failure(error))
+                return
+            move.done.set_result(None)
+            left -= move.nbytes
+            with self._lock:
+                self._moves.popleft()
+
+    def _advance(self, move: _Move) -> bool:
+        """Take steps as far as that is possible now; return whether the operation is done."""
+        segment = self._segment
+        while True:
+            if move.waits:
+                assert segment is not None
+                if not self._loop_spin.until(segment) and segment.announce_sleep():
+                    return False
+            if not self._step(move):
+                return True
+
+    def _listen(self) -> None:
+        if not self._listening and self._segment is not None:
+            self._listening = True
+            self._loop.add_reader(self._segment.bell, self._awake)
+
+    def _stop_listening(self) -> None:
+        if self._listening and self._segment is not None:
+            self._listening = False
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._segment.bell)
+
+    def _awake(self) -> None:
+        if self._segment is not None and not self._ended:
+            self._segment.announce_awake()
+            if self._driving and not self._on_worker:
+                self._drive_on_loop()
+
+    # -------------------------------------------------------------- on the worker
+
+    def _drive_on_worker(self) -> None:
+        while True:
+            with self._lock:
+                if self._ended or not self._moves:
+                    self._driving = self._on_worker = False
+                    return
+                move = self._moves[0]
+            try:
+                while self._step(move):
+                    if move.waits and not self._wait():
+                        break
+            except Exception as error:
+                self._tell(move.done, _failure(error))
+                return
+            with self._lock:
+                if not self._ended:
+                    self._moves.popleft()
+                    self._tell(move.done, None)
+            del move
+
+    def _wait(self) -> bool:
+        """Wait for the others on the worker; return False where the work was abandoned."""
+        segment = self._segment
+        assert segment is not None
+        if self._worker_spin.until(segment):
+            return True
+        poll = select.poll()
+        poll.register(segment.bell, select.POLLIN)
+        while not self._ended and segment.announce_sleep():
+            poll.poll()
+            segment.announce_awake()
+        return not self._ended
+
+    # ------------------------------------------------------------------- on either
+
+    def _step(self, move: _Move) -> bool:
+        """Take a step; return False after the last one."""
+        with self._lock:
+            if self._ended:
+                return False
+            move.begun = True
+            more = next(move.steps, None)
+            move.waits = bool(more)
+            if more and self._segment is not None:
+                self._segment.post()
+            return more is not None
+
+    def _tell(self, done: asyncio.Future[None], error: Exception | None) -> None:
+        def complete() -> None:
+            if not done.done():
+                if error is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(error)
+
+        try:
+            self._loop.call_soon_threadsafe(complete)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            # Nobody is left to be told.
+
+    def _release(self, released: asyncio.Future[None] | None) -> None:
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            segment.close()
+        if released is not None:
+            self._tell(released, None)
+
+
+def _failure(error: Exception) -> BackendError:
+    failure = BackendError(f"shm: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

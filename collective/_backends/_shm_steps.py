@@ -1,0 +1,200 @@
+"""The operations of the "shm" data plane, each as a generator of one member's steps.
+
+A step reads and writes memory and never waits. A generator yields True when this member has written its part of a phase
+into its slot: the phase is then posted, and the next step comes when all members have posted it. It yields False to
+let others in between two steps. So every phase is an exchange among all. Phases alternate between two slots: a member
+writes a slot again two phases later, after all have posted the phase between, hence after they have read this one.
+
+All members take the same number of phases for an operation, which follows from what they agreed on, or, in an alltoall,
+from the sizes that they show in its first phase.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import numpy as np
+
+from collective.reductions import reduce_arrays
+from collective.types import ReduceOp
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from collective._backends._shm_segment import Segment
+
+Steps: TypeAlias = "Generator[bool, None, None]"
+
+SHORT: Final = 16 << 10
+"""Bytes up to which every member reduces the whole, in one phase."""
+_PIECE: Final = 1 << 20
+"""Bytes that a member works on in one step by itself."""
+
+
+def nothing() -> Steps:
+    """Take no step."""
+    yield from ()
+
+
+def copy_alone(target: np.ndarray, source: np.ndarray) -> Steps:
+    """Copy this member's own part."""
+    step = max(1, _PIECE // target.itemsize)
+    for start in range(0, target.size, step):
+        target[start : start + step] = source[start : start + step]
+        yield False
+
+
+def reduce_alone(source: np.ndarray, target: np.ndarray, op: ReduceOp) -> Steps:
+    """Reduce in a group of one."""
+    step = max(1, _PIECE // target.itemsize)
+    for start in range(0, target.size, step):
+        reduce_arrays([source[start : start + step]], op, target[start : start + step])
+        yield False
+
+
+def broadcast(segment: Segment, array: np.ndarray, root: int) -> Steps:
+    """Show the root's bytes, chunk by chunk."""
+    for start in range(0, array.size, segment.geometry.chunk):
+        part = array[start : start + segment.geometry.chunk]
+        if segment.rank == root:
+            segment.chunks[root][segment.writing][: part.size] = part
+        yield True
+        if segment.rank != root:
+            part[:] = segment.chunks[root][segment.reading][: part.size]
+
+
+def allgather(segment: Segment, source: np.ndarray, target: np.ndarray, counts: Sequence[int]) -> Steps:
+    """Show every member's bytes, chunk by chunk."""
+    chunk, rank = segment.geometry.chunk, segment.rank
+    places = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
+    for start in range(0, max(counts), chunk):
+        part = source[start : start + chunk]
+        segment.chunks[rank][segment.writing][: part.size] = part
+        target[places[rank] + start : places[rank] + start + part.size] = part
+        yield True
+        for other in segment.others:
+            size = min(chunk, counts[other] - start)
+            if size > 0:
+                place = places[other] + start
+                target[place : place + size] = segment.chunks[other][segment.reading][:size]
+
+
+def reduce(segment: Segment, source: np.ndarray, target: np.ndarray | None, op: ReduceOp, *, to_all: bool) -> Steps:
+    """Reduce to those members that have a target."""
+    # numpy's complex product differs in the last bit between places in memory (fused multiply-add): only where one
+    # member computes each element are all sure to get the same.
+    everywhere_equal = op is not ReduceOp.PROD or source.dtype.kind != "c"
+    if source.nbytes <= SHORT and (everywhere_equal or not to_all):
+        return _reduce_whole(segment, source, target, op)
+    return _reduce_in_shards(segment, source, target, op)
+
+
+def _reduce_whole(segment: Segment, source: np.ndarray, target: np.ndarray | None, op: ReduceOp) -> Steps:
+    if not source.size:
+        return
+    segment.chunks[segment.rank][segment.writing][: source.nbytes] = source.view(np.uint8)
+    yield True
+    if target is not None:
+        which = segment.reading
+        parts = [chunks[which][: source.nbytes].view(source.dtype) for chunks in segment.chunks]
+        reduce_arrays(parts, op, target)
+
+
+def _reduce_in_shards(segment: Segment, source: np.ndarray, target: np.ndarray | None, op: ReduceOp) -> Steps:
+    """Each member reduces its shard of each chunk, and shows it in the next phase, beside its part of the next chunk."""
+    rank, size, itemsize = segment.rank, segment.size, source.itemsize
+    length = segment.geometry.chunk // itemsize
+    before: np.ndarray | None = None
+    for start in (*range(0, source.size, length), None):
+        part = source[:0] if start is None else source[start : start + length]
+        shard = -(-part.size // size)
+        first, last = min(part.size, rank * shard), min(part.size, rank * shard + shard)
+        shown = segment.chunks[rank][segment.writing].view(part.dtype)
+        shown[:first] = part[:first]  # all but the shard that no one else reads
+        shown[last : part.size] = part[last:]
+        yield True
+        which = segment.reading
+        if before is not None:
+            old = -(-before.size // size)
+            for other in segment.others:
+                piece = before[other * old : other * old + old]
+                piece[:] = segment.results[other][which][: piece.nbytes].view(piece.dtype)
+        if last > first:
+            parts = [chunks[which][first * itemsize : last * itemsize].view(part.dtype) for chunks in segment.chunks]
+            parts[rank] = part[first:last]
+            mine = segment.results[rank][1 - which][: (last - first) * itemsize].view(part.dtype)
+            reduce_arrays(parts, op, mine)
+        if start is not None and target is not None:
+            before = target[start : start + length]
+            if last > first:
+                before[first:last] = mine
+
+
+def reduce_scatter(
+    segment: Segment, source: np.ndarray, target: np.ndarray, op: ReduceOp, counts: Sequence[int]
+) -> Steps:
+    """Show each of the other members a piece of its part at a time."""
+    rank, size, itemsize = segment.rank, segment.size, source.itemsize
+    length = segment.geometry.chunk // (size - 1) // itemsize
+    places = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
+    for start in range(0, max(counts), length):
+        shown = segment.chunks[rank][segment.writing].view(source.dtype)
+        for other in segment.others:
+            place = length * (other - (other > rank))
+            count = min(length, counts[other] - start)
+            if count > 0:
+                shown[place : place + count] = source[places[other] + start : places[other] + start + count]
+        yield True
+        count = min(length, counts[rank] - start)
+        if count > 0:
+            parts = []
+            for other in range(size):
+                place = length * (rank - (rank > other)) * itemsize
+                chunk = segment.chunks[other][segment.reading]
+                parts.append(chunk[place : place + count * itemsize].view(source.dtype))
+            parts[rank] = source[places[rank] + start : places[rank] + start + count]
+            reduce_arrays(parts, op, target[start : start + count])
+
+
+def alltoall(segment: Segment, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Steps:
+    """Show, chunk by chunk, all that goes to others, in the order of the ranks that follow this one."""
+    rank, size, chunk = segment.rank, segment.size, segment.geometry.chunk
+    segment.rows[rank][segment.writing][:] = [array.size for array in sources]
+    begins = _begins(rank, [array.size for array in sources])
+    incoming: list[int] = []
+    start, longest = 0, 1
+    while start < longest:
+        shown = segment.chunks[rank][segment.writing]
+        for other in segment.others:
+            _copy_window(sources[other], begins[other], shown, start, chunk, into=True)
+        yield True
+        if start == 0:
+            rows = [row[segment.reading].tolist() for row in segment.rows]
+            longest = max(sum(row) - row[other] for other, row in enumerate(rows))
+            incoming = [_begins(other, row)[rank] for other, row in enumerate(rows)]
+        for other in segment.others:
+            _copy_window(targets[other], incoming[other], segment.chunks[other][segment.reading], start, chunk, into=False)
+        start += chunk
+    yield from copy_alone(targets[rank], sources[rank])
+
+
+def _begins(rank: int, sizes: Sequence[int]) -> list[int]:
+    """Return where each member's bytes begin in what a rank shows."""
+    begins, end = [0] * len(sizes), 0
+    for step in range(1, len(sizes)):
+        other = (rank + step) % len(sizes)
+        begins[other] = end
+        end += sizes[other]
+    return begins
+
+
+def _copy_window(array: np.ndarray, begin: int, shown: np.ndarray, start: int, chunk: int, *, into: bool) -> None:
+    """Copy between a chunk, which shows the bytes from `start` on, and an array whose bytes are those from `begin` on."""
+    low, high = max(begin, start), min(begin + array.size, start + chunk)
+    if low < high:
+        own, window = array[low - begin : high - begin], shown[low - start : high - start]
+        if into:
+            window[:] = own
+        else:
+            own[:] = window
