@@ -1,8 +1,8 @@
 """How the members of a group come to share memory: rank 0 makes it and hands out descriptors over a unix socket.
 
-Rank 0 tells each member, over its link, the socket's name, a token to show there, and a nonce to find in the memory. So
-rank 0 knows that who asks is a member, and the member that it got what rank 0 made. The socket is an abstract one, which
-leaves no file behind, and is closed when all have met.
+Rank 0 tells each member, over its link, the socket's name, a token to show there, and a nonce to find in the memory.
+So rank 0 knows that who asks is a member, and the member that it got what rank 0 made. The socket is an abstract one,
+which leaves no file behind, and is closed when all have met.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from collective._backends import MEMBERS
 from collective._backends._shm_segment import Geometry, Segment, create_memory, is_genuine
@@ -56,7 +56,8 @@ class Meeting:
         meeting = asyncio.ensure_future(self._host() if context.rank == 0 else self._visit())
         try:
             # Rank 0 hears only of failures, which end its own waiting.
-            await asyncio.wait([meeting, self._invited] if context.rank == 0 else [meeting], return_when="FIRST_COMPLETED")
+            awaited: list[asyncio.Future[Any]] = [meeting, *([self._invited] if context.rank == 0 else [])]
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
             if not meeting.done():
                 raise BackendError(self._invited.result().removeprefix(_FAIL).decode())
             return meeting.result()
@@ -168,12 +169,11 @@ def _segment(geometry: Geometry, rank: int, memory: int, bells: list[int]) -> Se
 
 def _make_bells(count: int) -> list[int]:
     bells: list[int] = []
-    try:
+    with contextlib.ExitStack() as undo:
         for _ in range(count):
             bells.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-    except BaseException:
-        _close(bells)
-        raise
+            undo.callback(os.close, bells[-1])
+        undo.pop_all()
     return bells
 
 
@@ -206,7 +206,12 @@ def _receive(host: socket.socket, most: int) -> tuple[bytes, list[int]]:
 async def _readable(sock: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(sock.fileno(), lambda: readable.done() or readable.set_result(None))
+
+    def ready() -> None:
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(sock.fileno(), ready)
     try:
         await readable
     finally:
@@ -227,7 +232,7 @@ async def _read(sock: socket.socket, count: int) -> bytes:
 async def _first(awaited: asyncio.Task[bool], beside: asyncio.Task[None]) -> None:
     """Wait for one task; an error of the other, which does not end by itself, ends the wait."""
     try:
-        await asyncio.wait([awaited, beside], return_when="FIRST_COMPLETED")
+        await asyncio.wait([awaited, beside], return_when=asyncio.FIRST_COMPLETED)
         if beside.done():
             beside.result()
     finally:

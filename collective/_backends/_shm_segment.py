@@ -1,9 +1,9 @@
 """The memory that the members of a group share, and the words in it by which they tell each other how far they are.
 
-A memfd holds a head and two slots for each member. A member writes its own words and slots and reads the others'. It is
-mapped by hand: Python's mmap keeps a descriptor of its own, which a forked child could not close, and a child that holds
-it keeps the memory. Publishing relies on the order in which x86 makes stores visible: data first, then the word that
-tells of it.
+A memfd holds a head and two slots for each member. A member writes its own words and slots and reads the others'. It
+is mapped by hand: Python's mmap keeps a descriptor of its own, which a forked child could not close, and a child that
+holds it keeps the memory. Publishing relies on the order in which x86 makes stores visible: data first, then the word
+that tells of it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _PAGE: Final = 4096
 _LINE: Final = 512
-"""Bytes of the head that each member has, so that no cache line is written by two, the prefetched neighbour included."""
+"""Bytes of the head that each member has, so that no cache line, nor a prefetched neighbour, has two writers."""
 _POSTED, _AWAITED, _PROCESS = 0, 16, 32
 """Words in a member's line: phases that it has posted; the phase that it sleeps for, or 0; its process id."""
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -100,7 +100,7 @@ class Segment:
         self._bytes = _map(memory, geometry.nbytes)
         self._address = self._bytes.ctypes.data
         head = geometry.slot(0, 0)[0]
-        self._words = memoryview(self._bytes)[:head].cast("Q")
+        self._words = self._bytes.data[:head].cast("Q")
         lines = [geometry.line(other) for other in range(self.size)]
         self._own = lines[rank]
         self.others = [(rank + step) % self.size for step in range(1, self.size)]
@@ -146,7 +146,7 @@ class Segment:
     def arrived(self) -> bool:
         """Whether all members have posted the phase that this one posted last."""
         words, phase = self._words, self.phase
-        for post in self._posts:  # noqa: SIM110  a plain loop: a fourth of the time of all(...)
+        for post in self._posts:  # a plain loop: a fraction of the time that all(...) takes
             if words[post] < phase:
                 return False
         return True
@@ -216,4 +216,4 @@ def _map(fd: int, nbytes: int) -> np.ndarray:
     owner = (ctypes.c_uint8 * nbytes).from_address(address)
     # Not at exit: a daemon thread may still be at work there.
     weakref.finalize(owner, _libc.munmap, address, nbytes).atexit = False
-    return np.frombuffer(owner, np.uint8)
+    return np.ctypeslib.as_array(owner)

@@ -102,7 +102,7 @@ def _reduce_whole(segment: Segment, source: np.ndarray, target: np.ndarray | Non
 
 
 def _reduce_in_shards(segment: Segment, source: np.ndarray, target: np.ndarray | None, op: ReduceOp) -> Steps:
-    """Each member reduces its shard of each chunk, and shows it in the next phase, beside its part of the next chunk."""
+    """Each member reduces its shard of each chunk, and shows it in the next phase, beside its part of the next one."""
     rank, size, itemsize = segment.rank, segment.size, source.itemsize
     length = segment.geometry.chunk // itemsize
     before: np.ndarray | None = None
@@ -159,7 +159,7 @@ def reduce_scatter(
 
 def alltoall(segment: Segment, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Steps:
     """Show, chunk by chunk, all that goes to others, in the order of the ranks that follow this one."""
-    rank, size, chunk = segment.rank, segment.size, segment.geometry.chunk
+    rank, chunk = segment.rank, segment.geometry.chunk
     segment.rows[rank][segment.writing][:] = [array.size for array in sources]
     begins = _begins(rank, [array.size for array in sources])
     incoming: list[int] = []
@@ -174,7 +174,8 @@ def alltoall(segment: Segment, sources: Sequence[np.ndarray], targets: Sequence[
             longest = max(sum(row) - row[other] for other, row in enumerate(rows))
             incoming = [_begins(other, row)[rank] for other, row in enumerate(rows)]
         for other in segment.others:
-            _copy_window(targets[other], incoming[other], segment.chunks[other][segment.reading], start, chunk, into=False)
+            shown = segment.chunks[other][segment.reading]
+            _copy_window(targets[other], incoming[other], shown, start, chunk, into=False)
         start += chunk
     yield from copy_alone(targets[rank], sources[rank])
 
@@ -190,7 +191,7 @@ def _begins(rank: int, sizes: Sequence[int]) -> list[int]:
 
 
 def _copy_window(array: np.ndarray, begin: int, shown: np.ndarray, start: int, chunk: int, *, into: bool) -> None:
-    """Copy between a chunk, which shows the bytes from `start` on, and an array whose bytes are those from `begin` on."""
+    """Copy between a chunk, which shows the bytes from `start` on, and an array of the bytes from `begin` on."""
     low, high = max(begin, start), min(begin + array.size, start + chunk)
     if low < high:
         own, window = array[low - begin : high - begin], shown[low - start : high - start]

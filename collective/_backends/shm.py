@@ -60,12 +60,12 @@ class ShmPlane(DataPlane):
                 self._segment = await self._opening
             except asyncio.CancelledError:
                 self._opening.cancel()
-                if self._ended and self._opening.cancelled():
-                    raise BackendError(f"shm: group {context.group!r} was abandoned while it was being formed") from None
+                if self._ended:
+                    raise self._abandoned() from None
                 raise
             if self._ended:
                 self._segment.close()
-                raise BackendError(f"shm: group {context.group!r} was abandoned while it was being formed")
+                raise self._abandoned()
         self._driver = Driver(asyncio.get_running_loop(), self._segment, context.group)
 
     def hear(self, rank: int, message: bytes) -> None:
@@ -122,6 +122,9 @@ class ShmPlane(DataPlane):
         if self._driver is not None:
             await self._driver.aclose()
             self._segment = None
+
+    def _abandoned(self) -> BackendError:
+        return BackendError(f"shm: group {self._context.group!r} was abandoned while it was being formed")
 
     def _opened(self) -> tuple[Driver, Segment | None]:
         if self._driver is None or self._ended:
