@@ -107,7 +107,7 @@ class Meeting:
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(_unix_socket())
             listener.bind(_abstract(name))
-            listener.listen(context.size)
+            listener.listen(socket.SOMAXCONN)
             for rank, token in tokens.items():
                 context.tell(rank, _COME + name + token + nonce)
             receiving = asyncio.ensure_future(receive(listener))
