@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collective.abc import DataPlane, PlaneContext
 
 NAMES = ("gloo", "memory")
+IN_PROCESS = ("memory",)
+"""Those that connect members inside one process only."""
 _SLOW_IMPORTS = {"gloo": "collective._backends._gloo_mesh"}
 
 
