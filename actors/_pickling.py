@@ -135,7 +135,7 @@ def _dumps_arrays(obj: object, keep: Callable[[pickle.PickleBuffer], Any]) -> by
 
 
 def _reducers() -> dict[type, Callable[[Any], Any]]:
-    """Return `collective.tensors.reducers()`: none before torch is there. That module imports numpy, so not with this."""
+    """Return `collective.tensors.reducers()`, which imports numpy; before torch is imported there are none."""
     if "torch" not in sys.modules:
         return {}
     from collective.tensors import reducers

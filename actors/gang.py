@@ -75,9 +75,9 @@ class Gang:
         self.roles = tuple(roles)
         self.groups = tuple(groups)
         _check_roles(self.roles)
-        _check_groups(self.groups, [role.name for role in self.roles])
         if runtime not in _runtimes.NAMES:
             raise ValueError(f"unknown runtime {runtime!r}; {_known(runtime, _runtimes.NAMES)}")
+        _check_groups(self.groups, [role.name for role in self.roles], runtime)
         if isinstance(start_timeout, bool) or not isinstance(start_timeout, int | float):
             raise TypeError(f"start_timeout is {start_timeout!r}; it must be a number of seconds")
         if not start_timeout > 0:
@@ -266,7 +266,7 @@ def _check_roles(roles: Sequence[Role[Any]]) -> None:
         seen.add(role.name)
 
 
-def _check_groups(groups: Sequence[GroupSpec], roles: Sequence[str]) -> None:
+def _check_groups(groups: Sequence[GroupSpec], roles: Sequence[str], runtime: str) -> None:
     seen = set()
     for spec in groups:
         if not isinstance(spec, GroupSpec):
@@ -280,3 +280,8 @@ def _check_groups(groups: Sequence[GroupSpec], roles: Sequence[str]) -> None:
         backends = ("auto", *_backends.NAMES)
         if spec.backend not in backends:
             raise ValueError(f"group {spec.name!r}: unknown backend {spec.backend!r}; {_known(spec.backend, backends)}")
+        if spec.backend in _backends.IN_PROCESS and runtime not in _runtimes.IN_PROCESS:
+            raise ValueError(
+                f"group {spec.name!r}: backend {spec.backend!r} connects actors of one process, and those of runtime "
+                f"{runtime!r} have one each; leave it at \"auto\""
+            )

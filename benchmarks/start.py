@@ -58,8 +58,8 @@ async def plain(gloo: bool) -> None:
         ray.kill(actor)
     watch.wait()
     remove_placement_group(group)
-    while placement_group_table(group)["state"] != "REMOVED":
-        await asyncio.sleep(0.001)  # noqa: ASYNC110  Ray has no event for it
+    while placement_group_table(group)["state"] != "REMOVED":  # noqa: ASYNC110  Ray has no event for it
+        await asyncio.sleep(0.001)
 
 
 class Watch:
@@ -93,8 +93,8 @@ def free_port() -> int:
 
 async def settle() -> None:
     """Wait until Ray has all of its CPUs back, so that no side pays for the one before."""
-    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
-        await asyncio.sleep(0.05)  # noqa: ASYNC110  Ray has no event for it
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:  # noqa: ASYNC110  as above
+        await asyncio.sleep(0.05)
     await asyncio.sleep(0.5)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from collective._backends import plane_within_a_host
+from collective._backends import IN_PROCESS, plane_within_a_host
 from collective._core.engine import Engine
 from collective.group import Group
 
@@ -50,9 +50,9 @@ def choose_backend(backend: str, members: Sequence[Member]) -> str:
         ValueError: it cannot connect these members.
     """
     in_one_process = all(member.address.unix is None and member.address.tcp is None for member in members)
-    if backend == "memory" and not in_one_process:
+    if backend in IN_PROCESS and not in_one_process:
         raise ValueError(
-            'backend "memory" connects members inside one process, as under runtime="inproc", and these are in '
+            f'backend "{backend}" connects members inside one process, as under runtime="inproc", and these are in '
             'several; declare GroupSpec(..., backend="auto")'
         )
     if backend != "auto":

@@ -36,6 +36,8 @@ class Work(Generic[T]):
             try:
                 yield from _until_done(future)
             except asyncio.CancelledError:
+                # As asyncio.shield does: a failure after that is nobody's to look at, unless it is awaited again.
+                future.add_done_callback(_look_at)
                 while self._busy is not None and not self._busy.done():
                     try:
                         yield from _until_done(self._busy)
@@ -117,3 +119,8 @@ def _until_done(future: asyncio.Future[Any]) -> Generator[Any, None, None]:
         yield from waiter
     finally:
         future.remove_done_callback(wake)
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from scheduling.abc import Placement
 
 NAMES = ("inproc", "ray")
+IN_PROCESS = ("inproc",)
+"""Those whose actors share one process."""
 
 
 async def make_runtime(name: str, *, roles: Sequence[Role[Any]], placement: Placement, gang: str) -> Runtime:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collective.abc import DataPlane, PlaneContext
 
 NAMES = ("gloo", "memory", "shm")
+IN_PROCESS = ("memory",)
+"""Those that connect members inside one process only."""
 MEMBERS = 128
 """The most members of a group on "shm"."""
 _SLOW_IMPORTS = {"gloo": "collective._backends._gloo_mesh"}

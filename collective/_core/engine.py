@@ -72,7 +72,7 @@ class Engine:
         self.fabric = Fabric(endpoint, self.members, rank, key=key, credential=credential)
         self.fabric.on_message = self._hear
         self.fabric.on_data = self._take_data
-        self.fabric.on_lost = partial(self.lose, tell=True)
+        self.fabric.on_lost = self.lose
         self.fabric.on_own_end = self.abandon
         self._early: list[Callable[[], None]] = []
         self._lost: dict[int, str] = {}
@@ -111,11 +111,13 @@ class Engine:
             return
         self.closed = True
         epoch = self.current
+        done_before = min(epoch.pending, default=epoch.next_place)
         if any(entry.issued for entry in epoch.pending.values()):
             epoch.plane.abandon()
         epoch.end(lambda: GroupClosed(self.name, "an operation was pending"), "it was closed")
         epoch.fault = epoch.fault or (lambda: GroupClosed(self.name, "an operation"))
-        self._flood(("leave", epoch.number, epoch.next_place), everyone=True)
+        if not self._lost:  # else the group is broken on all, for as long as it lives
+            self._flood(("leave", epoch.number, done_before), everyone=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 await self.fabric.flush()
@@ -248,11 +250,8 @@ class Engine:
         if not self.closed and self.current.fault is None:
             self._take_break(self.current, reason)
 
-    def lose(self, rank: int, cause: str, *, tell: bool = False) -> None:
-        """Take note that a member died; everything that is pending raises PeerLost, and every later operation.
-
-        :param tell: whether the other members may not know it yet.
-        """
+    def lose(self, rank: int, cause: str) -> None:
+        """Take note that a member died; everything that is pending raises PeerLost, and every later operation."""
         if self.closed or rank in self._lost or rank == self.rank:
             return
         if rank in self._left:
@@ -261,9 +260,10 @@ class Engine:
         error = partial(self._peer_lost, rank, cause)
         self._break(self.current, error, str(error()))
         self._resets.lose(rank, error)
-        if tell:
-            # The neighbours of a dead member tell all the others: its part of the tree is cut off.
-            self._flood(("lost", rank, cause), everyone=True)
+        if len(self._lost) == 1:
+            # Each part of the tree that the dead cut off has a neighbour of theirs in it, whose link to them ended. The
+            # first loss breaks the group for all: telling of more would cost a message a pair where a gang ends.
+            self._flood(("lost", rank, cause))
 
     def _peer_lost(self, rank: int, cause: str) -> PeerLost:
         member = self.members[rank]
@@ -342,7 +342,7 @@ class Engine:
     def on_transfer_failed(self, epoch: Epoch, rank: int, error: Exception) -> None:
         """The bytes of a message to or from a rank did not come through."""
         if epoch is self.current and epoch.fault is None:
-            self.lose(rank, str(error), tell=True)
+            self.lose(rank, str(error))
 
     # ------------------------------------------------------------- timeouts
 

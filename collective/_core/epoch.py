@@ -36,6 +36,7 @@ class Epoch:
         """Set where the epoch is broken from a place on, and what came before it still completes."""
         self._fabric = engine.fabric
         post = engine.fabric.post
+        tcp = engine.endpoint.address.tcp
         self.agreement = Agreement(
             engine.rank,
             engine.size,
@@ -61,6 +62,7 @@ class Epoch:
                 size=engine.size,
                 tell=lambda rank, message: post(rank, ("plane", number, message)),
                 timeout=engine.timeout,
+                interface="127.0.0.1" if tcp is None else tcp[0],
             ),
         )
         self.pipeline = Pipeline(

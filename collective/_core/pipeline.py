@@ -57,6 +57,9 @@ class Pipeline:
         self._on_failure = on_failure
         self._queue: deque[Pending] = deque()
         self._staging = False
+        self._moving: set[int] = set()
+        self._held: deque[Pending] = deque()
+        """What moves nothing, and waits for what was called before it."""
 
     def add(self, pending: Pending) -> None:
         """Take a collective that all members agreed on; they come in the order of their places."""
@@ -66,6 +69,7 @@ class Pipeline:
     def clear(self) -> None:
         """Issue nothing any more of what has come so far."""
         self._queue.clear()
+        self._held.clear()
 
     def _pump(self) -> None:
         # One whose input takes long to stage holds up those behind it: they are issued in order.
@@ -103,8 +107,10 @@ class Pipeline:
             self._on_failure(pending, error)
             return
         if completion is None:
-            self._finish(pending)
+            self._held.append(pending)
+            self._release()
         else:
+            self._moving.add(pending.place)
             asyncio.ensure_future(completion).add_done_callback(partial(self._moved, pending))
 
     def _moved(self, pending: Pending, completion: asyncio.Future[Any]) -> None:
@@ -134,3 +140,10 @@ class Pipeline:
         else:
             pending.work._fail(error)
         self._on_done(pending)
+        if pending.place in self._moving:
+            self._moving.discard(pending.place)
+            self._release()
+
+    def _release(self) -> None:
+        while self._held and not any(place < self._held[0].place for place in self._moving):
+            self._finish(self._held.popleft())

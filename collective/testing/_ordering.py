@@ -35,6 +35,16 @@ async def many_in_flight(world: World) -> None:
             check_array(await mine[number], np.array([number, 1]) * world.size, "numpy")
 
 
+@check()
+async def barriers_follow_what_came_before(world: World) -> None:
+    """A barrier is done after the collectives that the same member called before it, however long those take."""
+    large = np.ones(1 << 18)
+    before = [group.allreduce(large) for group in world.groups]
+    for work, barrier in zip(before, [group.barrier() for group in world.groups], strict=True):
+        await barrier
+        assert work.done(), "a barrier overtook an allreduce"
+
+
 @check(mixes=MIXES)
 async def any_program(world: World) -> None:
     """Random programs of every operation, each rank in a task of its own and at its own pace, awaiting late."""

@@ -50,6 +50,7 @@ def reader(name: str = "reader", count: int = 2, **options) -> Role[Reader]:
         ([reader()], {"groups": [GroupSpec("g", ("readr",))]}, ValueError, "did you mean 'reader'"),
         ([reader()], {"groups": [GroupSpec("g", ("reader",))] * 2}, ValueError, "group 'g' is there twice"),
         ([reader()], {"groups": [GroupSpec("g", ("reader",), backend="glo")]}, ValueError, "did you mean 'gloo'"),
+        ([reader()], {"groups": [GroupSpec("g", ("reader",), backend="memory")]}, ValueError, "actors of one process"),
         ([reader()], {"groups": ["g"]}, TypeError, "it must be a sequence of GroupSpec"),
         ([reader()], {"runtime": "rai"}, ValueError, "unknown runtime 'rai'; did you mean 'ray'"),
         ([reader()], {"start_timeout": 0}, ValueError, "start_timeout is 0"),
