@@ -2,7 +2,7 @@
 PYTHON ?= python3
 DEMO_ARGS ?=
 TEST_ARGS ?=
-BENCHMARKS ?= start
+BENCHMARKS ?= collectives start
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -13,7 +13,7 @@ help:
 	@echo 'make demo    train on real data: a gang of readers and trainers on Ray (DEMO_ARGS="--epochs 8")'
 	@echo 'make test    run the tests (TEST_ARGS="-k digits")'
 	@echo 'make check   run ruff, mypy and the tests of the import rules'
-	@echo 'make bench   run the benchmarks (BENCHMARKS="start")'
+	@echo 'make bench   run the benchmarks (BENCHMARKS="collectives")'
 	@echo 'make clean   remove .venv and what the tools left'
 
 demo: $(READY)

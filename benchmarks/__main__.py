@@ -1,4 +1,4 @@
-"""Compare Gangline with its peers: `python -m benchmarks start [--repeat N] [--json FILE]`."""
+"""Compare Gangline with its peers: `python -m benchmarks NAME [--repeat N] [--json FILE]`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from pathlib import Path
 
 from benchmarks.report import describe_machine, render
 
-BENCHMARKS = {"start": "what starting and stopping a gang of 6 costs, against plain Ray actors"}
+BENCHMARKS = {
+    "collectives": "collectives between processes of one host, against torch's Gloo",
+    "start": "what starting and stopping a gang of 6 costs, against plain Ray actors",
+}
 
 
 def main() -> int:

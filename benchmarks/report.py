@@ -58,4 +58,6 @@ def describe_machine() -> dict[str, str]:
 
 
 def _times(samples: Sequence[float]) -> str:
-    return f"{statistics.median(samples):.3f} s [{min(samples):.3f}-{max(samples):.3f}]"
+    middle = statistics.median(samples)
+    unit, scale = ("s", 1) if middle >= 0.1 else ("ms", 1e3) if middle >= 1e-3 else ("us", 1e6)
+    return f"{middle * scale:.3g} {unit} [{min(samples) * scale:.3g}-{max(samples) * scale:.3g}]"

@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--trainers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--runtime", choices=("ray", "inproc"), default="ray")
-    parser.add_argument("--backend", default="auto", help="of the groups: auto, gloo or memory")
+    parser.add_argument("--backend", default="auto", help="of the groups: auto, shm, gloo or memory")
     parser.add_argument("--batch", type=int, default=16, help="rows a trainer and step")
     parser.add_argument("--seed", type=int, default=0)
     options = vars(parser.parse_args())
