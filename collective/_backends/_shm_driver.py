@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from collective._backends._worker import Worker
+from collective._core.offload import LONG
 from collective.errors import BackendError
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from collective._backends._shm_segment import Segment
     from collective._backends._shm_steps import Steps
 
-INLINE: Final = 1 << 20
-"""Bytes that are copied and reduced on the loop, in a fraction of a millisecond, in one operation and in one turn."""
+INLINE: Final = LONG
+"""Bytes that are copied and reduced on the loop, in one operation and in one turn."""
 _SPIN_ON_LOOP: Final = 50e-6
 _SPIN_ON_THREAD: Final = 20e-6
 """Seconds for which a wait spins, holding the GIL, before it sleeps."""

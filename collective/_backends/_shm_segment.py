@@ -40,26 +40,31 @@ _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
 class Geometry:
     """Where things lie in the segment of a group of so many members.
 
-    :ivar chunk: bytes of data that a member can show to the others at a time. All members' chunks of one phase are
-        about 2 MiB, which stay in the caches; measured on 2 cores, a fourth and a double of it are slower.
+    :ivar chunk: bytes of data that a member can show to the others at a time: 1 MiB, and less with more than 4 members,
+        so that all slots together stay in a shared cache. Measured with 2 and 4 processes on 2 cores, 512 KiB take a
+        fourth to a half more time for 1 to 64 MiB, 256 KiB up to twice, as waits begin to count.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.chunk = max(64 << 10, (1 << 20) // size // _PAGE * _PAGE)
-        self._row = -(-8 * size // _PAGE) * _PAGE
-        self._slot = self._row + 2 * self.chunk
-        self._head = _PAGE + -(-size * _LINE // _PAGE) * _PAGE
+        self.chunk = max(64 << 10, _pages(min(1 << 20, (4 << 20) // size)))
+        self._row = _pages(8 * size)
+        self._result = _pages(self.chunk // size + 16)
+        """Bytes of the largest shard of a chunk, which has an element more than the chunk's even parts."""
+        self._slot = self._row + self.chunk + self._result
+        self._head = _PAGE + _pages(size * _LINE)
         self.nbytes = self._head + 2 * size * self._slot
 
     def line(self, rank: int) -> int:
         """Return where a member's words begin, in words."""
         return (_PAGE + rank * _LINE) // 8
 
-    def slot(self, rank: int, which: int) -> tuple[int, int, int]:
-        """Return where a slot's row of sizes, its chunk and its results begin."""
-        start = self._head + (2 * rank + which) * self._slot
-        return start, start + self._row, start + self._row + self.chunk
+    def slot(self, rank: int, which: int) -> tuple[slice, slice, slice]:
+        """Return where a slot's row of sizes, its chunk and its result are."""
+        row = self._head + (2 * rank + which) * self._slot
+        chunk = row + self._row
+        result = chunk + self.chunk
+        return slice(row, row + 8 * self.size), slice(chunk, result), slice(result, result + self._result)
 
 
 def create_memory(geometry: Geometry, nonce: bytes) -> int:
@@ -99,7 +104,7 @@ class Segment:
         self._bells: list[int] = list(bells)
         self._bytes = _map(memory, geometry.nbytes)
         self._address = self._bytes.ctypes.data
-        head = geometry.slot(0, 0)[0]
+        head = geometry.slot(0, 0)[0].start
         self._words = self._bytes.data[:head].cast("Q")
         lines = [geometry.line(other) for other in range(self.size)]
         self._own = lines[rank]
@@ -111,10 +116,10 @@ class Segment:
         self.phase = 0
         """How many phases this member has posted."""
         self._words[self._own + _PROCESS] = os.getpid()
-        starts = [[geometry.slot(other, which) for which in (0, 1)] for other in range(self.size)]
-        self.rows = [[self._part(row, 8 * self.size).view(np.int64) for row, _, _ in each] for each in starts]
-        self.chunks = [[self._part(chunk, geometry.chunk) for _, chunk, _ in each] for each in starts]
-        self.results = [[self._part(result, geometry.chunk) for _, _, result in each] for each in starts]
+        slots = [[geometry.slot(other, which) for which in (0, 1)] for other in range(self.size)]
+        self.rows = [[self._bytes[row].view(np.int64) for row, _, _ in each] for each in slots]
+        self.chunks = [[self._bytes[chunk] for _, chunk, _ in each] for each in slots]
+        self.results = [[self._bytes[result] for _, _, result in each] for each in slots]
         forks.hold(self)
 
     @property
@@ -203,8 +208,10 @@ class Segment:
             words[line + _POSTED] >= phase for _, line in self._others if line != without
         )
 
-    def _part(self, start: int, nbytes: int) -> np.ndarray:
-        return self._bytes[start : start + nbytes]
+
+def _pages(nbytes: int) -> int:
+    """Round up to whole pages."""
+    return -(-nbytes // _PAGE) * _PAGE
 
 
 def _map(fd: int, nbytes: int) -> np.ndarray:

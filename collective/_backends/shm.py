@@ -5,8 +5,8 @@ Members meet over a unix socket, by which rank 0 hands out a memory file and an 
 `_shm_segment`), which are driven on the loop or on a thread (`_shm_driver`). Every reduction goes through
 `reduce_arrays` in rank order, so that the bits are those of the "memory" data plane.
 
-What a group holds is the same for tensors of any size, and warm: two slots of a few hundred KiB for each member. The
-kernel frees it when the last member has gone, whatever ended it.
+What a group holds is the same for tensors of any size, and warm: two slots for each member, 6 to 10 MiB in all with up
+to 64 of them. The kernel frees it when the last member has gone, whatever ended it.
 """
 
 from __future__ import annotations
