@@ -9,6 +9,7 @@ others'. The group breaks then.
 
 from __future__ import annotations
 
+import os
 import select
 import threading
 from collections import deque
@@ -89,12 +90,14 @@ class Driver:
         """Whether the loop or the worker has taken on what is queued."""
         self._on_worker = False
         self._listening = False
+        self._resuming = False
+        """Whether the loop goes on driving in its next turn."""
         self._ended = False
         self._worker: Worker | None = None
-        shared = segment is not None and segment.shares_process()
-        # A peer in this process needs the GIL, and perhaps this very loop, to get here.
-        self._loop_spin = _Spin(0.0 if shared else _SPIN_ON_LOOP)
-        self._worker_spin = _Spin(0.0 if shared else _SPIN_ON_THREAD)
+        # A peer in this process needs the GIL, and perhaps this very loop, to get here; one on this CPU needs the CPU.
+        hopeless = (segment is not None and segment.shares_process()) or len(os.sched_getaffinity(0)) == 1
+        self._loop_spin = _Spin(0.0 if hopeless else _SPIN_ON_LOOP)
+        self._worker_spin = _Spin(0.0 if hopeless else _SPIN_ON_THREAD)
 
     def start(self, steps: Steps, nbytes: int) -> asyncio.Future[None]:
         """Take an operation that copies and reduces so many bytes, after those before it."""
@@ -151,7 +154,8 @@ class Driver:
                 self._worker.submit(self._drive_on_worker)
                 return
             if left < move.nbytes and not move.begun and left < INLINE:
-                self._loop.call_soon(self._drive_on_loop)
+                self._resuming = True
+                self._loop.call_soon(self._resume)
                 return
             try:
                 if not self._advance(move):
@@ -164,6 +168,10 @@ class Driver:
             left -= move.nbytes
             with self._lock:
                 self._moves.popleft()
+
+    def _resume(self) -> None:
+        self._resuming = False
+        self._drive_on_loop()
 
     def _advance(self, move: _Move) -> bool:
         """Take steps as far as that is possible now; return whether the operation is done."""
@@ -190,7 +198,8 @@ class Driver:
     def _awake(self) -> None:
         if self._segment is not None and not self._ended:
             self._segment.announce_awake()
-            if self._driving and not self._on_worker:
+            # The bell may ring once more than it was waited for; there is one driver at a time.
+            if self._driving and not self._on_worker and not self._resuming:
                 self._drive_on_loop()
 
     # -------------------------------------------------------------- on the worker

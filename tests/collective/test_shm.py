@@ -181,6 +181,29 @@ def test_the_segment_does_not_grow_with_tensors() -> None:
     asyncio.run(main())
 
 
+def test_a_queue_of_short_operations_does_not_hold_up_the_loop() -> None:
+    """They are short one by one only; the last one is long, and the worker's."""
+
+    async def main() -> None:
+        async with opened("shm", 2) as planes:
+            lengths = [1 << 17] * 40 + [3, 4 * LARGE]
+            arrays = [[np.full(length, rank + place) for place, length in enumerate(lengths)] for rank in (0, 1)]
+            turns = 0
+            works = [
+                asyncio.ensure_future(plane.allreduce(array, array, ReduceOp.SUM))
+                for plane, mine in zip(planes, arrays, strict=True)
+                for array in mine
+            ]
+            while not all(work.done() for work in works):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+                turns += 1
+            for mine in arrays:
+                assert all((array == 2 * place + 1).all() for place, array in enumerate(mine))
+            assert turns > 10
+
+    asyncio.run(main())
+
+
 def test_a_step_that_fails_stops_the_member(monkeypatch: pytest.MonkeyPatch) -> None:
     """Later phases would pair with other operations of the others."""
 
