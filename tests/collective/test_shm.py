@@ -194,7 +194,7 @@ def test_a_queue_of_short_operations_does_not_hold_up_the_loop() -> None:
                 for plane, mine in zip(planes, arrays, strict=True)
                 for array in mine
             ]
-            while not all(work.done() for work in works):  # noqa: ASYNC110
+            while not all(work.done() for work in works):
                 await asyncio.sleep(0)
                 turns += 1
             for mine in arrays:
