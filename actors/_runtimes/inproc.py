@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 100
 """Hosts that connect at the same time; an endpoint drops dialers where there are many more."""
-
-
 _KILL_SECONDS = 1.0
 """What hosts that were killed are given to end. Code that refuses to be cancelled cannot be ended here."""
 
