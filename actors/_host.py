@@ -39,6 +39,8 @@ Blueprint: TypeAlias = "tuple[type[Actor], tuple[Any, ...], Mapping[str, Any]]"
 
 CALLS_SECONDS = 1.0
 """What calls that run are given to end once they are cancelled, before `teardown` goes ahead without them."""
+STOP_SECONDS = 1.0
+"""What a `setup` or a `teardown` that was cut short is given to end."""
 CLOSE_SECONDS = 0.5
 """What the groups are given to close."""
 
@@ -68,9 +70,7 @@ class Host:
         self._phase: asyncio.Task[None] | None = None
         # One context for all that is done for the actor: what __init__ sets in it is there in setup and in calls.
         self._context = copy_context()
-        self._context.run(
-            current.set, ActorContext(launch.role, launch.rank, launch.gang, endpoint, self._loop)
-        )
+        self._context.run(current.set, ActorContext(launch.role, launch.rank, launch.gang, endpoint, self._loop))
 
     async def serve(self) -> bool:
         """Run the actor until the gang orders its end, or is gone; return whether it was ordered. Closes the endpoint.
@@ -143,7 +143,9 @@ class Host:
     async def _stop_phase(self) -> None:
         if self._phase is not None and not self._phase.done():
             self._phase.cancel()
-            await asyncio.wait([self._phase])
+            _, stuck = await asyncio.wait([self._phase], timeout=STOP_SECONDS)
+            for task in stuck:
+                _logger.warning("%s does not end though it was cancelled; going on without it", task.get_name())
 
     async def _perform(self, phase: Phase, work: Coroutine[Any, Any, None]) -> None:
         """Do what a phase takes and report how it ended."""

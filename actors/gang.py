@@ -48,7 +48,7 @@ class Gang:
 
     A start makes room for every actor, constructs them, forms the groups, and runs every `setup`. Leaving ends running
     calls, runs every `teardown`, and returns when nothing is left; within 5 seconds, whatever the actors do. Each actor
-    has 2.5 seconds for its teardown.
+    has 2.5 seconds for its teardown; then its process is killed, so that what `atexit` holds is not run.
 
     `gang["trainer"]` and `gang[role]` are Handles; a type checker knows the second.
 

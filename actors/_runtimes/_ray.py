@@ -93,24 +93,26 @@ class RayRuntime(Runtime):
         return self._processes
 
     async def aclose(self) -> None:
-        connected = ray.is_initialized()
-        if connected:
-            await asyncio.gather(*(process.kill() for process in self._processes))
-        gone = asyncio.gather(*(self._see_off(process) for process in self._processes))
+        processes, self._processes = self._processes, []
         reservation, self._reservation = self._reservation, None
-        if reservation is not None and connected:
-            await reservation.release()
-        await gone
-        self._processes = []
-        if self._endpoint is not None:
-            await self._endpoint.aclose()
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        directory, self._directory = self._directory, None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for process in processes:
+                    tasks.create_task(self._see_off(process), name=f"gang {self._gang} sees off {process}")
+            if reservation is not None:
+                await reservation.release()
+        finally:
+            if self._endpoint is not None:
+                await self._endpoint.aclose()
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
 
     async def _see_off(self, process: _RayProcess) -> None:
-        """Wait until a process that is being killed is gone."""
+        """Kill a process and wait until it is gone."""
         try:
             async with asyncio.timeout(_KILL_SECONDS):
+                await process.kill()
                 await process.gone()
         except TimeoutError:
             process.kill_by_signal()

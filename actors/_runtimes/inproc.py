@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 100
 """Hosts that connect at the same time; an endpoint drops dialers where there are many more."""
+_KILL_SECONDS = 1.0
+"""What hosts that were killed are given to end. Code that refuses to be cancelled cannot be ended here."""
 
 
 class InprocRuntime(Runtime):
@@ -57,7 +59,7 @@ class InprocRuntime(Runtime):
                 await asyncio.wait(leaving, timeout=CLOSE_SECONDS)
             for process in self._processes:
                 await process.kill()
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=_KILL_SECONDS)
         self._processes = []
         if self._endpoint is not None:
             await self._endpoint.aclose()

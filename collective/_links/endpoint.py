@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from collective._links.carrier import Carrier, Kind
 
-_MOST_HANDSHAKES = 256
-"""Dialers that may be busy proving themselves. Beyond that the oldest goes: honest ones are done in milliseconds."""
+_MOST_HANDSHAKES = 2048
+"""Dialers that may be busy proving themselves: a gang of a thousand may dial one of its own at once. Beyond that the
+oldest goes: honest ones are done in milliseconds."""
 _ATTEMPTS = 4
 
 _Key: TypeAlias = tuple[str, Credential]

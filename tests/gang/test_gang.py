@@ -88,6 +88,7 @@ class Member(Actor):
 
     async def setup(self) -> None:
         self.seen["groups"] = tuple((g.name, g.rank, g.size) for g in self.groups.values())
+        self.seen["backends"] = {group.backend for group in self.groups.values()}
         self.seen["gang"] = tuple((role, len(handles)) for role, handles in self.gang.items())
         if self.groups:
             self.seen["sum"] = (await next(iter(self.groups.values())).allreduce(np.ones(1)))[0]
@@ -121,6 +122,7 @@ def test_an_actor_knows_its_place_its_groups_and_its_gang(runtime):
                 assert seen == {
                     "__init__": ("a", rank),
                     "groups": (("all", 1 + rank, 3), ("a", rank, 2), ("again", 1 + rank, 3)),
+                    "backends": {{"inproc": "memory", "ray": "shm"}[runtime]},  # what "auto" stands for
                     "gang": (("a", 2), ("b", 1)),
                     "sum": 3,
                 }
@@ -247,19 +249,6 @@ def test_keys_show_nowhere(runtime):
                 assert credential.key.hex() not in shown
             # Handles open an actor's calls and nothing else.
             assert target.credential == launch.calls
-
-    run(main())
-
-
-def test_the_backend_that_auto_stands_for(runtime):
-    class Lone(Actor):
-        async def backend(self) -> str:
-            return self.groups["g"].backend
-
-    async def main():
-        groups = [GroupSpec("g", ("a",), timeout=5.0)]
-        async with Gang(Role("a", Lone, 2, resources=SMALL), groups=groups, runtime=runtime) as gang:
-            assert await gang["a"].backend() == [{"inproc": "memory", "ray": "shm"}[runtime]] * 2
 
     run(main())
 

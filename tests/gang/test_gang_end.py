@@ -118,7 +118,8 @@ def test_a_cancellation_passes_through(runtime, tmp_path):
                 await gang["worker"].wait()
 
         task = asyncio.create_task(stay())
-        await entered.wait()
+        async with asyncio.timeout(60):
+            await entered.wait()
         task.cancel()
         watch = Stopwatch()
         with pytest.raises(asyncio.CancelledError):
@@ -206,5 +207,31 @@ def test_cancelling_the_end_makes_it_hurry(runtime):
             await ending
         assert float(watch) < 2.0
         await gang.aclose()
+
+    run(main())
+
+
+class Deaf(Worker):
+    """Refuses to be cancelled, until told to listen."""
+
+    ears = asyncio.Event()
+
+    async def teardown(self) -> None:
+        while not Deaf.ears.is_set():
+            try:
+                await Deaf.ears.wait()
+            except asyncio.CancelledError:
+                self.note("refused to end")
+
+
+def test_code_that_cannot_be_cancelled_does_not_hold_up_the_end():
+    async def main():
+        Deaf.ears = asyncio.Event()
+        with logged("actors"):
+            async with Gang(workers(Deaf), runtime="inproc"):
+                watch = Stopwatch()
+            assert float(watch) < BOUND
+        Deaf.ears.set()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
 
     run(main())

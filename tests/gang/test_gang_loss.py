@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -136,21 +138,23 @@ def test_actors_do_not_outlive_a_driver_that_is_killed(ray_session):
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
+    folder = tempfile.mkdtemp(prefix="d-")
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": path, "TMPDIR": folder}
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, address], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
     )
     try:
         pids = [int(pid) for pid in driver.stdout.readline().split()]
         assert len(pids) == 2
-        assert all(map(is_there, pids))
+        processes = list(map(psutil.Process, pids))
     finally:
         driver.kill()
         driver.wait()
         driver.stdout.close()
-    processes = [psutil.Process(pid) for pid in pids if is_there(pid)]
     _, alive = psutil.wait_procs(processes, timeout=10)
     assert alive == []
+    shutil.rmtree(folder)  # which nobody was left to do
 
 
 def test_a_gang_survives_the_loss_of_a_process_that_it_only_calls(ray_session):
