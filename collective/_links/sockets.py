@@ -61,7 +61,10 @@ class _SocketKind(Kind):
                 self._loop.remove_reader(self._socket.fileno())
                 self._pause = self._loop.call_later(0.1, self._resume)
                 return
-            self._accept(StreamCarrier(connection, f"a dialer over {self.name}"))
+            self._accept(self._carrier(connection, f"a dialer over {self.name}", dialed=False))
+
+    def _carrier(self, sock: socket.socket, where: str, *, dialed: bool) -> StreamCarrier:
+        return StreamCarrier(sock, where)
 
     @abstractmethod
     async def dial(self, address: Address) -> StreamCarrier: ...
@@ -93,6 +96,8 @@ class UnixKind(_SocketKind):
         self._host = host
         self._parent = directory
         self._directory: str | None = None
+        self.path: str | None = None
+        """Of the socket that it listens on."""
 
     def listen(self, accept: Callable[[Carrier], None], address: Address) -> Address:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -107,21 +112,26 @@ class UnixKind(_SocketKind):
             listener.close()
             self.close()
             raise
+        self.path = path
         return replace(address, host=self._host, unix=path)
 
     def reaches(self, address: Address) -> bool:
         return bool(address.unix and address.host and address.host == self._host)
 
-    async def dial(self, address: Address) -> StreamCarrier:
+    def _path(self, address: Address) -> str:
         assert address.unix is not None
-        where = f"unix socket {address.unix}"
+        return address.unix
+
+    async def dial(self, address: Address) -> StreamCarrier:
+        path = self._path(address)
+        where = f"unix socket {path}"
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
             while True:
                 try:
-                    sock.connect(address.unix)
-                    return StreamCarrier(sock, where)
+                    sock.connect(path)
+                    return self._carrier(sock, where, dialed=True)
                 except BlockingIOError:
                     # The backlog is full, and the kernel has no event for its end. The caller's timeout bounds this.
                     await asyncio.sleep(0.01)

@@ -1,0 +1,218 @@
+"""The poller: what looks at the rings of a loop's shared-memory links, so that most messages need no system call.
+
+A link is awake or asleep. An awake one is looked at in every turn of the loop; its peer need not wake it. When none has
+anything new, the poller spins for a moment on those for which that is worth while, a few microseconds in each turn so
+that the loop goes on meanwhile; then it lets them sleep, and their eventfds wake the loop's own selector. So a
+loop whose links are quiet uses no CPU.
+
+Whether spinning is worth while is learned for each link, apart for what follows a message sent (an answer may come
+soon) and a message received (another may).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from time import perf_counter
+from typing import Final, Protocol
+
+from collective._links.ring import fence
+
+BUDGET: Final = 50e-6
+"""Seconds that waiting for peers may spin."""
+_SLICE: Final = 8e-6
+"""Seconds of that within one turn of the loop: what anything else that becomes ready meanwhile has to wait."""
+_PREEMPTED: Final = 200e-6
+"""Seconds between two looks that tell that something else needed this CPU."""
+_PROMISING: Final = 0.4
+_PROBE: Final = 16
+"""Of this many chances that do not look promising one is tried, to see whether times have changed."""
+
+
+class Pollable(Protocol):
+    """A link, as the poller sees it."""
+
+    awake: bool
+    outlook: Outlook
+
+    def poll(self) -> bool:
+        """Read and write what can be. Return whether that was anything. May end links."""
+        ...
+
+    def stirred(self) -> bool:
+        """Return whether `poll` would find something."""
+        ...
+
+    def say_asleep(self) -> None:
+        """Tell the peer to wake this end; the poller then fences and looks once more."""
+        ...
+
+    def say_awake(self) -> None:
+        """Tell the peer that this end need not be woken."""
+        ...
+
+
+class Outlook:
+    """What a link has learned of spinning."""
+
+    def __init__(self, *, possible: bool) -> None:
+        self.sent = False
+        """Whether a message was sent after the last one that was received."""
+        self._possible = possible
+        self._wins = [0.7, 0.7]
+        self._passed = 0
+        self._trying: int | None = None
+
+    def worth_while(self) -> bool:
+        """Return whether to spin now; it is tried then."""
+        if not self._possible:
+            return False
+        if self._wins[self.sent] < _PROMISING:
+            self._passed += 1
+            if self._passed < _PROBE:
+                return False
+            self._passed = 0
+        self._trying = int(self.sent)
+        return True
+
+    def won(self) -> None:
+        """Learn that something came while this was tried."""
+        if self._trying is not None:
+            self._wins[self._trying] += (1 - self._wins[self._trying]) / 4
+            self._trying = None
+
+    def lost(self, *, preempted: bool = False) -> None:
+        """Learn that nothing came; or that, something else having needed this CPU, it should not have been tried."""
+        if self._trying is not None:
+            self._wins[self._trying] *= 0.25 if preempted else 0.75
+            self._trying = None
+
+
+class Poller:
+    """Serves the links of one loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._awake: list[Pollable] = []
+        self._scheduled = False
+        self._since = 0.0
+        """When it began to spin; 0 where it does not."""
+        self.links = 0
+
+    def wake(self, link: Pollable) -> None:
+        """Look at a link in every turn of the loop from now on, until it is quiet."""
+        if not link.awake:
+            link.awake = True
+            link.say_awake()
+            self._awake.append(link)
+            self._since = 0.0
+        self._schedule()
+
+    def expect(self, link: Pollable) -> None:
+        """Take note that a sleeping link has sent: an answer may come soon."""
+        if link.outlook.worth_while():
+            self.wake(link)
+
+    def forget(self, link: Pollable) -> None:
+        """Look at a link no more."""
+        if link.awake:
+            link.awake = False
+            self._awake.remove(link)
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        found = False
+        for link in tuple(self._awake):
+            if link.awake and link.poll():
+                found = True
+                link.outlook.won()
+        if found:
+            self._since = 0.0
+        elif not self._spin():
+            self._sleep()
+        if self._awake:
+            self._schedule()
+
+    def _spin(self) -> bool:
+        """Look for a moment whether something comes, and take it. Return whether to stay awake."""
+        now = perf_counter()
+        if not self._since:
+            for link in tuple(self._awake):
+                if not link.outlook.worth_while():
+                    self._send_to_sleep([link])
+            self._since = now
+        links = self._awake
+        if not links:
+            return False
+        over = self._since + BUDGET
+        stop = min(now + _SLICE, over)
+        while now < stop:
+            for link in links:
+                if link.stirred():
+                    link.outlook.won()
+                    self._since = 0.0
+                    link.poll()
+                    return True
+            last, now = now, perf_counter()
+            if now - last > _PREEMPTED:
+                for link in links:
+                    link.outlook.lost(preempted=True)
+                return False
+        return now < over
+
+    def _sleep(self) -> None:
+        self._since = 0.0
+        for link in self._awake:
+            link.outlook.lost()
+        self._send_to_sleep(list(self._awake))
+
+    def _send_to_sleep(self, links: list[Pollable]) -> None:
+        for link in links:
+            link.say_asleep()
+        fence()
+        for link in links:
+            if link.stirred():
+                link.say_awake()
+            else:
+                link.awake = False
+                self._awake.remove(link)
+
+
+_pollers: dict[asyncio.AbstractEventLoop, Poller] = {}
+os.register_at_fork(after_in_child=_pollers.clear)
+
+
+def join(loop: asyncio.AbstractEventLoop) -> Poller:
+    """Return the poller of a loop, for one more link."""
+    poller = _pollers.get(loop)
+    if poller is None:
+        poller = _pollers[loop] = Poller(loop)
+    poller.links += 1
+    return poller
+
+
+def leave(loop: asyncio.AbstractEventLoop, poller: Poller, link: Pollable) -> None:
+    """Take a link away; the poller goes with the last one."""
+    poller.forget(link)
+    poller.links -= 1
+    if not poller.links and _pollers.get(loop) is poller:
+        del _pollers[loop]
+
+
+def several_cpus() -> bool:
+    """Return whether a peer can run while this process spins: by affinity, and by the quota of the cgroup."""
+    if len(os.sched_getaffinity(0)) < 2:
+        return False
+    for name in ("cpu.max", "cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us"):
+        try:
+            quota, period = " ".join(Path("/sys/fs/cgroup", part).read_text() for part in name.split()).split()
+        except OSError:
+            continue  # The other version of cgroups, or none.
+        return quota in ("max", "-1") or int(quota) >= 2 * int(period)
+    return True

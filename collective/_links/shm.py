@@ -1,0 +1,372 @@
+"""Links over shared memory, between processes of one host.
+
+They begin as a unix socket, over which the handshake goes. Then the dialer makes the memory and sends its descriptors
+with an offer; the acceptor maps it and answers with the nonce that it reads there, which proves to the dialer that both
+see the same memory. From then on the socket only tells of the other end's death. Where either end cannot do this, the
+link goes on over the socket, and its kind is "unix".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+from collective._links import region, ring
+from collective._links.poller import Outlook, Poller, join, leave, several_cpus
+from collective._links.sockets import UnixKind
+from collective._links.stream import StreamCarrier, cause_of, rest_of
+from collective._links.wire import WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from collective._links.carrier import Carrier, FrameSource
+    from collective._links.region import Region
+    from collective.types import Address
+
+_TURN = 1 << 20
+"""Bytes that one callback moves in one direction before it lets the loop go on."""
+_PUBLISH = 32 << 10
+"""Bytes after which the reader gives room back though there is more to read, so that the writer goes on beside it."""
+_OFFER = struct.Struct("<8sQ")
+_ANSWER = struct.Struct(f"<8sQ{region.NONCE}s")
+_MAGIC = b"gangshm\1"
+_NONE = bytes(region.NONCE)
+
+
+class ShmCarrier(StreamCarrier):
+    """A ring in each direction, beside a unix socket."""
+
+    def __init__(self, sock: socket.socket, where: str, *, dialed: bool) -> None:
+        super().__init__(sock, where)
+        self.kind = "shm"  # type: ignore[misc]
+        self._dialed = dialed
+        self._came = b""
+        self._came_descriptors: list[int] = []
+        self._region: Region | None = None
+        self._switched = False
+        self._fallen_back = False
+        self._more = False
+        """Whether writing stopped, though there was room, to let the loop go on."""
+        self._dying = ""
+        self._poller: Poller
+        self.awake = False
+        self.outlook = Outlook(possible=several_cpus() and self._peer_pid() != os.getpid())
+
+    # Switching from the socket to the memory.
+
+    def start(self, source: FrameSource) -> None:
+        self._source = source
+        if self._closed:
+            return
+        self._loop.add_reader(self._descriptor, self._negotiate)
+        if self._dialed:
+            self._offer()
+        self._watch_process()
+
+    def _offer(self) -> None:
+        descriptors: list[int] = []
+        try:
+            if ring.usable():
+                self._region, descriptors = region.create()
+            offer = _OFFER.pack(_MAGIC, region.SIZE if descriptors else 0)
+            socket.send_fds(self._sock, [offer], descriptors)
+        except OSError as error:
+            self._offer_nothing(error)
+        finally:
+            region.close_all(descriptors)
+
+    def _offer_nothing(self, error: OSError) -> None:
+        """Propose to stay with the socket, where memory could not be made, or its descriptors not be sent."""
+        self._drop_region()
+        try:
+            self._sock.send(_OFFER.pack(_MAGIC, 0))
+        except OSError:
+            self._loop.call_soon(self._ended, cause_of(error))
+
+    def _negotiate(self) -> None:
+        """Take the offer, or the answer to it, as much of it as has come."""
+        wanted = (_ANSWER if self._dialed else _OFFER).size - len(self._came)
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._sock, wanted, 3, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._ended(cause_of(error))
+            return
+        self._came_descriptors += descriptors
+        self._came += data
+        if not data:
+            self._ended("connection ended")
+        elif len(data) == wanted:
+            try:
+                self._take_answer() if self._dialed else self._take_offer()
+            except WireError as error:
+                self._ended(f"it does not speak this protocol ({error})")
+
+    def _take_offer(self) -> None:
+        magic, size = _OFFER.unpack(self._came)
+        if magic != _MAGIC:
+            raise WireError("what arrived is no offer of memory")
+        descriptors, self._came_descriptors = self._came_descriptors, []
+        nonce = _NONE
+        if size == region.SIZE and ring.usable():
+            try:
+                self._region = region.adopt(descriptors)
+                nonce = self._region.nonce
+            except OSError:
+                nonce = _NONE  # The answer says so, and both ends stay with the socket.
+        else:
+            region.close_all(descriptors)
+        try:
+            self._sock.send(_ANSWER.pack(_MAGIC, size, nonce))
+        except OSError as error:
+            self._ended(cause_of(error))
+            return
+        self._go_on(nonce != _NONE)
+
+    def _take_answer(self) -> None:
+        magic, _, nonce = _ANSWER.unpack(self._came)
+        if magic != _MAGIC:
+            raise WireError("what arrived is no answer to an offer of memory")
+        if nonce != _NONE and (self._region is None or nonce != self._region.nonce):
+            raise WireError("it sees other memory than this end")
+        self._go_on(nonce != _NONE)
+
+    def _go_on(self, switch: bool) -> None:
+        assert self._source is not None
+        if switch:
+            assert self._region is not None
+            self._switched = True
+            self._poller = join(self._loop)
+            self._loop.add_reader(self._descriptor, self._socket_readable)
+            self._loop.add_reader(self._region.wake, self._woken)
+            self._poller.wake(self)
+        else:
+            self._drop_region()
+            self._fallen_back = True
+            self.kind = "unix"  # type: ignore[misc]
+            self._loop.add_reader(self._descriptor, self._readable)
+        self.flush()
+
+    # Writing.
+
+    def flush(self) -> None:
+        if self._switched:
+            if not self._parked and not self._more and not self._closed and not self._unwritable:
+                self._put_frames()
+        elif self._fallen_back:
+            super().flush()
+
+    def _put_frames(self) -> bool:
+        """Put frames into the ring until there are none or it is full. Return whether any went."""
+        assert self._source is not None
+        assert self._region is not None
+        next_frame, writer = self._source.next_frame, self._region.writer
+        self._more = False
+        budget = _TURN
+        try:
+            while (frame := next_frame()) is not None:
+                pieces, size, owner = frame
+                if writer.room(size) < size:
+                    count = writer.fill(pieces)
+                    self._parked, self._parked_owner = rest_of(pieces, count), owner
+                    if count:
+                        writer.publish()
+                        budget -= count
+                    break
+                for piece in pieces:
+                    writer.put(piece)
+                writer.publish()
+                if owner is not None:
+                    owner.written()
+                budget -= size
+                if budget <= 0:
+                    self._more = True
+                    break
+        except WireError as error:
+            self._unwritable = f"it does not speak this protocol ({error})"
+            self._parked, self._parked_owner = [], None
+            self._loop.call_soon(self._ended, self._unwritable)
+            return False
+        if budget == _TURN:
+            return False
+        self.outlook.sent = True
+        if self._parked or self._more:
+            self._poller.wake(self)
+        elif not self.awake:
+            self._poller.expect(self)
+        return True
+
+    def _put_parked(self) -> bool:
+        """Put the rest of a frame that did not fit, and then others. Return whether any went."""
+        assert self._region is not None
+        writer = self._region.writer
+        try:
+            count = writer.fill(self._parked)
+        except WireError as error:
+            self._ended(f"it does not speak this protocol ({error})")
+            return True
+        if not count:
+            return False
+        self._parked = rest_of(self._parked, count)
+        writer.publish()
+        if not self._parked:
+            owner, self._parked_owner = self._parked_owner, None
+            if owner is not None:
+                owner.written()
+            self._put_frames()
+        return True
+
+    # What the poller calls.
+
+    def poll(self) -> bool:
+        found = self._take_frames()
+        if self._parked and not self._closed:
+            found = self._put_parked() or found
+        elif self._more and not self._closed:
+            found = self._put_frames() or found
+        return found
+
+    def _take_frames(self) -> bool:
+        """Hand over what has come. Return whether that was anything; the end counts."""
+        source, there = self._source, self._region
+        assert source is not None
+        assert there is not None
+        reader = there.reader
+        budget, unpublished = _TURN, 0
+        try:
+            while available := reader.available():
+                targets = source.targets()
+                count = reader.take(targets, available)
+                del targets  # Nobody but its receiver may hold a message's memory.
+                unpublished += count
+                if unpublished > _PUBLISH:
+                    reader.publish()
+                    unpublished = 0
+                source.received(count)
+                if self._closed:
+                    return True
+                budget -= count
+                if budget <= 0 or source.stopped:
+                    break
+        except WireError as error:
+            self._ended(f"it does not speak this protocol ({error})")
+            return True
+        if unpublished:
+            reader.publish()
+        if budget == _TURN:
+            if self._dying:
+                self._ended(self._dying)
+                return True
+            return False
+        self.outlook.sent = False
+        return True
+
+    def stirred(self) -> bool:
+        there = self._region
+        assert there is not None
+        return bool(
+            there.reader.moved() or (self._parked and there.writer.moved()) or self._dying or self._more
+        )
+
+    def say_asleep(self) -> None:
+        assert self._region is not None
+        self._region.reader.say_asleep()
+        if self._parked:
+            self._region.writer.say_waiting()
+
+    def say_awake(self) -> None:
+        assert self._region is not None
+        self._region.reader.say_awake()
+        self._region.writer.say_awake()
+
+    def _woken(self) -> None:
+        assert self._region is not None
+        try:
+            os.eventfd_read(self._region.wake)
+        except BlockingIOError:
+            return  # Read in another turn, in which the rings were looked at as well.
+        self._poller.wake(self)
+        self.poll()
+
+    # Death.
+
+    def _socket_readable(self) -> None:
+        try:
+            data = self._sock.recv(1)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._die(cause_of(error))
+        else:
+            self._die("it wrote to the socket" if data else "connection ended")
+
+    def _process_died(self) -> None:
+        if self._fallen_back:
+            super()._process_died()
+        elif not self._closed:
+            self._close_process()
+            if not self._switched:
+                self._negotiate()  # Its answer may be there, and in the memory what it said.
+            if self._switched:
+                self._die("its process died")
+            elif not self._closed:
+                self._ended("its process died")
+
+    def _die(self, cause: str) -> None:
+        """Take what the other end had published, and then the end."""
+        if self._closed or self._dying:
+            return
+        self._dying = cause
+        self._loop.remove_reader(self._descriptor)  # An end stays readable for ever.
+        self._poller.wake(self)
+
+    # The end.
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        if self._switched:
+            leave(self._loop, self._poller, self)
+        self._drop_region()
+        region.close_all(self._came_descriptors)
+        self._came_descriptors = []
+        super().close()
+
+    def _drop_region(self) -> None:
+        there, self._region = self._region, None
+        if there is not None:
+            if self._switched and not self._loop.is_closed():
+                self._loop.remove_reader(there.wake)
+            there.close()
+
+    def drop(self) -> None:
+        super().drop()
+        region.close_all(self._came_descriptors)
+        self._came_descriptors = []
+        if self._region is not None:
+            self._region.drop()
+
+
+class ShmKind(UnixKind):
+    """A unix socket in a private directory, where links switch to shared memory."""
+
+    name: ClassVar[str] = "shm"
+
+    def listen(self, accept: Callable[[Carrier], None], address: Address) -> Address:
+        return replace(super().listen(accept, address), unix=address.unix, shm=self.path)
+
+    def reaches(self, address: Address) -> bool:
+        return bool(address.shm and address.host and address.host == self._host)
+
+    def _path(self, address: Address) -> str:
+        assert address.shm is not None
+        return address.shm
+
+    def _carrier(self, sock: socket.socket, where: str, *, dialed: bool) -> StreamCarrier:
+        return ShmCarrier(sock, where, dialed=dialed)
