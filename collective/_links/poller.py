@@ -11,13 +11,15 @@ soon) and a message received (another may).
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 from time import perf_counter
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from collective._links.ring import fence
+
+if TYPE_CHECKING:
+    import asyncio
 
 BUDGET: Final = 50e-6
 """Seconds that waiting for peers may spin."""

@@ -8,7 +8,6 @@ link goes on over the socket, and its kind is "unix".
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import struct
@@ -16,8 +15,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from collective._links import region, ring
+from collective._links.listening import LocalKind
 from collective._links.poller import Outlook, Poller, join, leave, several_cpus
-from collective._links.sockets import UnixKind
 from collective._links.stream import StreamCarrier, cause_of, rest_of
 from collective._links.wire import WireError
 
@@ -353,19 +352,15 @@ class ShmCarrier(StreamCarrier):
             self._region.drop()
 
 
-class ShmKind(UnixKind):
-    """A unix socket in a private directory, where links switch to shared memory."""
+class ShmKind(LocalKind):
+    """A unix socket over which links switch to shared memory."""
 
     name: ClassVar[str] = "shm"
 
     def listen(self, accept: Callable[[Carrier], None], address: Address) -> Address:
-        return replace(super().listen(accept, address), unix=address.unix, shm=self.path)
+        return replace(address, host=self._host, shm=self._listen_locally(accept))
 
-    def reaches(self, address: Address) -> bool:
-        return bool(address.shm and address.host and address.host == self._host)
-
-    def _path(self, address: Address) -> str:
-        assert address.shm is not None
+    def _path(self, address: Address) -> str | None:
         return address.shm
 
     def _carrier(self, sock: socket.socket, where: str, *, dialed: bool) -> StreamCarrier:
