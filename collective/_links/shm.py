@@ -171,15 +171,15 @@ class ShmCarrier(StreamCarrier):
         try:
             while (frame := next_frame()) is not None:
                 pieces, size, owner = frame
-                if writer.room(size) < size:
-                    count = writer.fill(pieces)
-                    self._parked, self._parked_owner = rest_of(pieces, count), owner
+                if writer.room(size) >= size:
+                    for piece in pieces:
+                        writer.put(piece)
+                elif (count := writer.fill(pieces)) < size:  # All of it may fit by now: the reader goes on meanwhile.
                     if count:
                         writer.publish()
                         budget -= count
+                    self._parked, self._parked_owner = rest_of(pieces, count), owner
                     break
-                for piece in pieces:
-                    writer.put(piece)
                 writer.publish()
                 if owner is not None:
                     owner.written()
@@ -192,12 +192,12 @@ class ShmCarrier(StreamCarrier):
             self._parked, self._parked_owner = [], None
             self._loop.call_soon(self._ended, self._unwritable)
             return False
+        if self._parked or self._more:
+            self._poller.wake(self)  # Also where not a byte went: it asks for room before it sleeps.
         if budget == _TURN:
             return False
         self.outlook.sent = True
-        if self._parked or self._more:
-            self._poller.wake(self)
-        elif not self.awake:
+        if not self.awake:
             self._poller.expect(self)
         return True
 
