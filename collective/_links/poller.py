@@ -25,11 +25,12 @@ BUDGET: Final = 50e-6
 """Seconds that waiting for peers may spin."""
 _SLICE: Final = 8e-6
 """Seconds of that within one turn of the loop: what anything else that becomes ready meanwhile has to wait."""
-_PREEMPTED: Final = 200e-6
-"""Seconds between two looks that tell that something else needed this CPU."""
+_PREEMPTED: Final = 20e-6
+"""Seconds between two looks that tell that something else needed this CPU: perhaps the very peer waited for."""
 _PROMISING: Final = 0.4
-_PROBE: Final = 16
-"""Of this many chances that do not look promising one is tried, to see whether times have changed."""
+_PROBE: Final = (16, 1024)
+"""Of this many chances that do not look promising one is tried, to see whether times have changed: at first, and at
+most, after tries that were lost again."""
 
 
 class Pollable(Protocol):
@@ -64,17 +65,22 @@ class Outlook:
         self._possible = possible
         self._wins = [0.7, 0.7]
         self._passed = 0
+        self._probe = _PROBE[0]
         self._trying: int | None = None
 
     def worth_while(self) -> bool:
         """Return whether to spin now; it is tried then."""
         if not self._possible:
             return False
+        if self._trying is not None:
+            self._trying = int(self.sent)
+            return True
         if self._wins[self.sent] < _PROMISING:
             self._passed += 1
-            if self._passed < _PROBE:
+            if self._passed < self._probe:
                 return False
             self._passed = 0
+            self._probe = min(2 * self._probe, _PROBE[1])
         self._trying = int(self.sent)
         return True
 
@@ -82,6 +88,7 @@ class Outlook:
         """Learn that something came while this was tried."""
         if self._trying is not None:
             self._wins[self._trying] += (1 - self._wins[self._trying]) / 4
+            self._probe = _PROBE[0]
             self._trying = None
 
     def lost(self, *, preempted: bool = False) -> None:
@@ -100,6 +107,8 @@ class Poller:
         self._scheduled = False
         self._since = 0.0
         """When it began to spin; 0 where it does not."""
+        self._looked = 0.0
+        """When it last looked while it spun."""
         self.links = 0
 
     def wake(self, link: Pollable) -> None:
@@ -114,6 +123,16 @@ class Poller:
     def expect(self, link: Pollable) -> None:
         """Take note that a sleeping link has sent: an answer may come soon."""
         if link.outlook.worth_while():
+            self.wake(link)
+
+    def served(self, link: Pollable) -> None:
+        """Take note that a sleeping link was woken and polled: another message may come soon."""
+        if link.outlook.worth_while():
+            self.wake(link)
+            return
+        link.say_asleep()
+        fence()
+        if link.stirred():
             self.wake(link)
 
     def forget(self, link: Pollable) -> None:
@@ -133,7 +152,8 @@ class Poller:
         for link in tuple(self._awake):
             if link.awake and link.poll():
                 found = True
-                link.outlook.won()
+                if self._since:
+                    self._judge(link, perf_counter())
         if found:
             self._since = 0.0
         elif not self._spin():
@@ -155,18 +175,27 @@ class Poller:
         over = self._since + BUDGET
         stop = min(now + _SLICE, over)
         while now < stop:
+            self._looked = now
             for link in links:
                 if link.stirred():
-                    link.outlook.won()
+                    self._judge(link, perf_counter())
                     self._since = 0.0
                     link.poll()
                     return True
-            last, now = now, perf_counter()
-            if now - last > _PREEMPTED:
+            now = perf_counter()
+            if now - self._looked > _PREEMPTED:
                 for link in links:
                     link.outlook.lost(preempted=True)
                 return False
+        self._looked = now
         return now < over
+
+    def _judge(self, link: Pollable, now: float) -> None:
+        """Learn from something that came while this spun."""
+        if now - self._looked > _PREEMPTED:
+            link.outlook.lost(preempted=True)
+        else:
+            link.outlook.won()
 
     def _sleep(self) -> None:
         self._since = 0.0

@@ -290,8 +290,9 @@ class ShmCarrier(StreamCarrier):
             os.eventfd_read(self._region.wake)
         except BlockingIOError:
             return  # Read in another turn, in which the rings were looked at as well.
-        self._poller.wake(self)
         self.poll()
+        if not self.awake and not self._closed:
+            self._poller.served(self)
 
     # Death.
 
