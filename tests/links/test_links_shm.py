@@ -95,6 +95,8 @@ def test_an_absurd_position_ends_its_link_and_nothing_else(word: int, loop: str)
             far = await both.there.connect(both.here.address, KEY)
             there = carrier(both)._region
             assert there is not None
+            await until(lambda: not carrier(both).awake)
+            asyncio.get_running_loop().remove_reader(there.wake)  # It shall not set right what is set wrong now.
             # Either is what the other end believes of this one: how far it has written, and how far it has read.
             half = there.writer if word == ring._TAIL else there.reader
             half._words[word] = 1 << 40
