@@ -12,6 +12,7 @@ soon) and a message received (another may).
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol
@@ -91,6 +92,10 @@ class Outlook:
             self._probe = _PROBE[0]
             self._trying = None
 
+    def undecided(self) -> None:
+        """Learn that something came before this was tried."""
+        self._trying = None
+
     def lost(self, *, preempted: bool = False) -> None:
         """Learn that nothing came; or that, something else having needed this CPU, it should not have been tried."""
         if self._trying is not None:
@@ -148,18 +153,25 @@ class Poller:
 
     def _turn(self) -> None:
         self._scheduled = False
+        try:
+            if self._poll_all():
+                self._since = 0.0
+            elif not self._spin():
+                self._sleep()
+        finally:  # A link that fails is not to keep the others waiting.
+            if self._awake:
+                self._schedule()
+
+    def _poll_all(self) -> bool:
         found = False
         for link in tuple(self._awake):
             if link.awake and link.poll():
                 found = True
                 if self._since:
                     self._judge(link, perf_counter())
-        if found:
-            self._since = 0.0
-        elif not self._spin():
-            self._sleep()
-        if self._awake:
-            self._schedule()
+                else:
+                    link.outlook.undecided()
+        return found
 
     def _spin(self) -> bool:
         """Look for a moment whether something comes, and take it. Return whether to stay awake."""
@@ -236,6 +248,7 @@ def leave(loop: asyncio.AbstractEventLoop, poller: Poller, link: Pollable) -> No
         del _pollers[loop]
 
 
+@cache
 def several_cpus() -> bool:
     """Return whether a peer can run while this process spins: by affinity, and by the quota of the cgroup."""
     if len(os.sched_getaffinity(0)) < 2:

@@ -54,7 +54,7 @@ class ShmCarrier(StreamCarrier):
         self._dying = ""
         self._poller: Poller
         self.awake = False
-        self.outlook = Outlook(possible=several_cpus() and self._peer_pid() != os.getpid())
+        self.outlook = Outlook(possible=self._peer_pid() != os.getpid() and several_cpus())
 
     # Switching from the socket to the memory.
 
@@ -269,9 +269,7 @@ class ShmCarrier(StreamCarrier):
     def stirred(self) -> bool:
         there = self._region
         assert there is not None
-        return bool(
-            there.reader.moved() or (self._parked and there.writer.moved()) or self._dying or self._more
-        )
+        return bool(there.reader.moved() or (self._parked and there.writer.moved()) or self._dying or self._more)
 
     def say_asleep(self) -> None:
         assert self._region is not None
@@ -290,9 +288,11 @@ class ShmCarrier(StreamCarrier):
             os.eventfd_read(self._region.wake)
         except BlockingIOError:
             return  # Read in another turn, in which the rings were looked at as well.
-        self.poll()
-        if not self.awake and not self._closed:
-            self._poller.served(self)
+        try:
+            self.poll()
+        finally:
+            if not self.awake and not self._closed:
+                self._poller.served(self)
 
     # Death.
 
