@@ -1,29 +1,23 @@
-"""Links over shared memory, between processes of one host.
-
-They begin as a unix socket, over which the handshake goes. Then the dialer makes the memory and sends its descriptors
-with an offer; the acceptor maps it and answers with the nonce that it reads there, which proves to the dialer that both
-see the same memory. From then on the socket only tells of the other end's death. Where either end cannot do this, the
-link goes on over the socket, and its kind is "unix".
-"""
+"""Links over shared memory, between processes of one host: a ring in each direction, looked after by the poller."""
 
 from __future__ import annotations
 
 import os
-import socket
-import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from collective._links import region, ring
 from collective._links.listening import LocalKind
-from collective._links.poller import Outlook, Poller, join, leave, several_cpus
+from collective._links.outlook import Outlook, several_cpus
+from collective._links.poller import Poller, join, leave
 from collective._links.stream import StreamCarrier, cause_of, rest_of
+from collective._links.switching import SwitchingCarrier
 from collective._links.wire import WireError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
-    from collective._links.carrier import Carrier, FrameSource
+    from collective._links.carrier import Carrier
     from collective._links.region import Region
     from collective.types import Address
 
@@ -31,24 +25,13 @@ _TURN = 1 << 20
 """Bytes that one callback moves in one direction before it lets the loop go on."""
 _PUBLISH = 32 << 10
 """Bytes after which the reader gives room back though there is more to read, so that the writer goes on beside it."""
-_OFFER = struct.Struct("<8sQ")
-_ANSWER = struct.Struct(f"<8sQ{region.NONCE}s")
-_MAGIC = b"gangshm\1"
-_NONE = bytes(region.NONCE)
 
 
-class ShmCarrier(StreamCarrier):
-    """A ring in each direction, beside a unix socket."""
+class ShmCarrier(SwitchingCarrier):
+    """A ring in each direction, beside a unix socket that tells of the other end's death."""
 
     def __init__(self, sock: socket.socket, where: str, *, dialed: bool) -> None:
-        super().__init__(sock, where)
-        self.kind = "shm"  # type: ignore[misc]
-        self._dialed = dialed
-        self._came = b""
-        self._came_descriptors: list[int] = []
-        self._region: Region | None = None
-        self._switched = False
-        self._fallen_back = False
+        super().__init__(sock, where, dialed=dialed)
         self._more = False
         """Whether writing stopped, though there was room, to let the loop go on."""
         self._dying = ""
@@ -56,110 +39,19 @@ class ShmCarrier(StreamCarrier):
         self.awake = False
         self.outlook = Outlook(possible=self._peer_pid() != os.getpid() and several_cpus())
 
-    # Switching from the socket to the memory.
-
-    def start(self, source: FrameSource) -> None:
-        self._source = source
-        if self._closed:
-            return
-        self._loop.add_reader(self._descriptor, self._negotiate)
-        if self._dialed:
-            self._offer()
-        self._watch_process()
-
-    def _offer(self) -> None:
-        descriptors: list[int] = []
-        try:
-            if ring.usable():
-                self._region, descriptors = region.create()
-            offer = _OFFER.pack(_MAGIC, region.SIZE if descriptors else 0)
-            socket.send_fds(self._sock, [offer], descriptors)
-        except OSError as error:
-            self._offer_nothing(error)
-        finally:
-            region.close_all(descriptors)
-
-    def _offer_nothing(self, error: OSError) -> None:
-        """Propose to stay with the socket, where memory could not be made, or its descriptors not be sent."""
-        self._drop_region()
-        try:
-            self._sock.send(_OFFER.pack(_MAGIC, 0))
-        except OSError:
-            self._loop.call_soon(self._ended, cause_of(error))
-
-    def _negotiate(self) -> None:
-        """Take the offer, or the answer to it, as much of it as has come."""
-        wanted = (_ANSWER if self._dialed else _OFFER).size - len(self._came)
-        try:
-            data, descriptors, _, _ = socket.recv_fds(self._sock, wanted, 3, socket.MSG_CMSG_CLOEXEC)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._ended(cause_of(error))
-            return
-        self._came_descriptors += descriptors
-        self._came += data
-        if not data:
-            self._ended("connection ended")
-        elif len(data) == wanted:
-            try:
-                self._take_answer() if self._dialed else self._take_offer()
-            except WireError as error:
-                self._ended(f"it does not speak this protocol ({error})")
-
-    def _take_offer(self) -> None:
-        magic, size = _OFFER.unpack(self._came)
-        if magic != _MAGIC:
-            raise WireError("what arrived is no offer of memory")
-        descriptors, self._came_descriptors = self._came_descriptors, []
-        nonce = _NONE
-        if size == region.SIZE and ring.usable():
-            try:
-                self._region = region.adopt(descriptors)
-                nonce = self._region.nonce
-            except OSError:
-                nonce = _NONE  # The answer says so, and both ends stay with the socket.
-        else:
-            region.close_all(descriptors)
-        try:
-            self._sock.send(_ANSWER.pack(_MAGIC, size, nonce))
-        except OSError as error:
-            self._ended(cause_of(error))
-            return
-        self._go_on(nonce != _NONE)
-
-    def _take_answer(self) -> None:
-        magic, _, nonce = _ANSWER.unpack(self._came)
-        if magic != _MAGIC:
-            raise WireError("what arrived is no answer to an offer of memory")
-        if nonce != _NONE and (self._region is None or nonce != self._region.nonce):
-            raise WireError("it sees other memory than this end")
-        self._go_on(nonce != _NONE)
-
-    def _go_on(self, switch: bool) -> None:
-        assert self._source is not None
-        if switch:
-            assert self._region is not None
-            self._switched = True
-            self._poller = join(self._loop)
-            self._loop.add_reader(self._descriptor, self._socket_readable)
-            self._loop.add_reader(self._region.wake, self._woken)
-            self._poller.wake(self)
-        else:
-            self._drop_region()
-            self._fallen_back = True
-            self.kind = "unix"  # type: ignore[misc]
-            self._loop.add_reader(self._descriptor, self._readable)
-        self.flush()
+    def _use(self, region: Region) -> None:
+        self._poller = join(self._loop)
+        self._loop.add_reader(self._descriptor, self._socket_readable)
+        self._loop.add_reader(region.wake, self._woken)
+        self._poller.wake(self)
 
     # Writing.
 
     def flush(self) -> None:
-        if self._switched:
-            if not self._parked and not self._more and not self._closed and not self._unwritable:
-                self._put_frames()
-        elif self._fallen_back:
+        if not self._switched:
             super().flush()
+        elif not self._parked and not self._more and not self._closed and not self._unwritable:
+            self._put_frames()
 
     def _put_frames(self) -> bool:
         """Put frames into the ring until there are none or it is full. Return whether any went."""
@@ -326,31 +218,10 @@ class ShmCarrier(StreamCarrier):
         self._loop.remove_reader(self._descriptor)  # An end stays readable for ever.
         self._poller.wake(self)
 
-    # The end.
-
     def close(self) -> None:
-        if self._closed:
-            return
-        if self._switched:
+        if self._switched and not self._closed:
             leave(self._loop, self._poller, self)
-        self._drop_region()
-        region.close_all(self._came_descriptors)
-        self._came_descriptors = []
         super().close()
-
-    def _drop_region(self) -> None:
-        there, self._region = self._region, None
-        if there is not None:
-            if self._switched and not self._loop.is_closed():
-                self._loop.remove_reader(there.wake)
-            there.close()
-
-    def drop(self) -> None:
-        super().drop()
-        region.close_all(self._came_descriptors)
-        self._came_descriptors = []
-        if self._region is not None:
-            self._region.drop()
 
 
 class ShmKind(LocalKind):
