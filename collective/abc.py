@@ -106,7 +106,7 @@ class Link(ABC):
     """An ordered, authenticated message pipe between two endpoints. Belongs to one event loop."""
 
     kind: ClassVar[str]
-    """"memory", "unix" or "tcp"."""
+    """"memory", "shm", "unix" or "tcp"."""
     remote: str
     """The other endpoint's id."""
     credential: str

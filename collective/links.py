@@ -35,11 +35,11 @@ async def open_endpoint(
     """Open an endpoint on the running loop; whoever opens it closes it.
 
     Any endpoint can dial: over memory where both ends have the kind "memory" (or this one has no kinds) and share
-    the loop, else over a unix socket where both are on one host, else over TCP.
+    the loop, else over shared memory or a unix socket where both are on one host, else over TCP.
 
-    :param kinds: what it listens on, of "memory", "unix" and "tcp"; none for an endpoint that only dials.
-    :param host: names the host; unix sockets are dialed only between equal ones. By default `default_host()`.
-    :param directory: where to make the private directory of the unix socket; by default with the temporary files.
+    :param kinds: what it listens on, of "memory", "shm", "unix" and "tcp"; none for an endpoint that only dials.
+    :param host: names the host; shared memory and unix sockets only between equal ones. By default `default_host()`.
+    :param directory: where to make the private directories of unix sockets; by default with the temporary files.
     :param interface: the address to listen on and to announce for TCP.
 
     Raises:

@@ -49,15 +49,17 @@ class Address:
     """How to reach an endpoint. Says nothing secret.
 
     :param endpoint: the endpoint's unique id.
-    :param host: equal for endpoints of one host; a unix socket is tried only between these.
+    :param host: equal for endpoints of one host; shared memory and unix sockets are tried only between these.
     :param unix: path of its unix socket, or None.
     :param tcp: (host, port), or None.
+    :param shm: path of the unix socket over which shared memory is agreed on, or None.
     """
 
     endpoint: str
     host: str = ""
     unix: str | None = None
     tcp: tuple[str, int] | None = None
+    shm: str | None = None
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ CHOOSERS = {
         "collective._backends.memory",
         "collective._backends.shm",
     ),
-    "collective/_links/kinds.py": ("collective._links.memory", "collective._links.sockets"),
+    "collective/_links/kinds.py": ("collective._links.memory", "collective._links.shm", "collective._links.sockets"),
     "actors/_runtimes/__init__.py": ("actors._runtimes._ray", "actors._runtimes.inproc"),
 }
 """The one module that chooses among implementations by name, and those that nobody else mentions."""

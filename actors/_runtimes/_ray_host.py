@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from actors.abc import Launch
     from collective.abc import Endpoint
 
-KINDS = ("memory", "unix", "tcp")
+KINDS = ("memory", "shm", "tcp")
 """What a host listens on; memory is for gangs of the runtime `inproc` that its actor may start."""
 
 
@@ -76,7 +76,7 @@ class RayActor:
 
 async def open_home(directory: str) -> Endpoint:
     """Open the endpoint that hosts report to."""
-    return await open_endpoint(kinds=("unix", "tcp"), directory=directory, interface=_interface())
+    return await open_endpoint(kinds=("shm", "tcp"), directory=directory, interface=_interface())
 
 
 def _interface() -> str:

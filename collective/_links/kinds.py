@@ -9,11 +9,15 @@ if TYPE_CHECKING:
 
 
 def make_kind(name: str, *, host: str, directory: str | None, interface: str) -> Kind:
-    """Return the kind "memory", "unix" or "tcp". Raises: ValueError."""
+    """Return the kind "memory", "shm", "unix" or "tcp". Raises: ValueError."""
     if name == "memory":
         from collective._links.memory import MemoryKind
 
         return MemoryKind()
+    if name == "shm":
+        from collective._links.shm import ShmKind
+
+        return ShmKind(host=host, directory=directory)
     if name == "unix":
         from collective._links.sockets import UnixKind
 
@@ -25,5 +29,5 @@ def make_kind(name: str, *, host: str, directory: str | None, interface: str) ->
     raise ValueError(f"{name!r} is no kind of link; there are {', '.join(map(repr, KINDS))}")
 
 
-KINDS = ("memory", "unix", "tcp")
+KINDS = ("memory", "shm", "unix", "tcp")
 """All there are; the first that reaches an address is taken."""

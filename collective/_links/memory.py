@@ -143,7 +143,7 @@ class MemoryKind(Kind):
 
     def reaches(self, address: Address) -> bool:
         listener = _listening.get(address.endpoint)
-        elsewhere = address.unix is not None or address.tcp is not None
+        elsewhere = any(way is not None for way in (address.shm, address.unix, address.tcp))
         return listener is not None and (listener._loop is self._loop or not elsewhere)
 
     async def dial(self, address: Address) -> Carrier:

@@ -65,7 +65,6 @@ class Mux(Link):
         on_open: Callable[[Mux, MuxChannel], None],
         on_change: Callable[[Mux], None],
     ) -> None:
-        self.kind = carrier.kind  # type: ignore[misc]  # One class serves all kinds.
         self.carrier = carrier
         self.remote = remote
         self.credential = credential
@@ -102,6 +101,10 @@ class Mux(Link):
         self.carrier.flush()
 
     # Link.
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]  # One class serves all kinds, and a carrier may turn to another.
+        return self.carrier.kind
 
     def open(self, port: str, payload: bytes = b"", *, window: int = WINDOW) -> Channel:
         if self._error is not None:

@@ -1,145 +1,35 @@
-"""How stream links come about: listening, accepting, dialing; over unix sockets and TCP."""
+"""Links over unix sockets and TCP."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shutil
 import socket
-import tempfile
-from abc import abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from collective._links import forks
-from collective._links.carrier import Carrier, Kind
+from collective._links.listening import LocalKind, SocketKind
 from collective._links.stream import StreamCarrier, cause_of
 from collective.errors import LinkBroken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from collective._links.carrier import Carrier
     from collective.types import Address
 
-_BACKLOG = 1024
-_ACCEPTS = 32
-"""Connections that one callback accepts before it lets the loop go on."""
-_PATH = 107
-"""Most bytes of a unix socket's path (Linux, sun_path)."""
 
-
-class _SocketKind(Kind):
-    """A listening socket."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._socket: socket.socket | None = None
-        self._accept: Callable[[Carrier], None]
-        self._pause: asyncio.TimerHandle | None = None
-
-    def _serve(self, listener: socket.socket, accept: Callable[[Carrier], None]) -> None:
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-        self._socket, self._accept = listener, accept
-        forks.hold(self)
-        self._resume()
-
-    def _resume(self) -> None:
-        if self._socket is not None:
-            self._loop.add_reader(self._socket.fileno(), self._acceptable)
-
-    def _acceptable(self) -> None:
-        for _ in range(_ACCEPTS):
-            if self._socket is None:
-                return
-            try:
-                connection, _ = self._socket.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError:
-                # Out of descriptors or memory. The connection stays in the backlog: look again when some may be free.
-                self._loop.remove_reader(self._socket.fileno())
-                self._pause = self._loop.call_later(0.1, self._resume)
-                return
-            self._accept(StreamCarrier(connection, f"a dialer over {self.name}"))
-
-    @abstractmethod
-    async def dial(self, address: Address) -> StreamCarrier: ...
-
-    def close(self) -> None:
-        listener, self._socket = self._socket, None
-        if listener is None:
-            return
-        forks.release(self)
-        if self._pause is not None:
-            self._pause.cancel()
-        if not self._loop.is_closed():
-            self._loop.remove_reader(listener.fileno())
-        listener.close()
-
-    def drop(self) -> None:
-        """Close the listener in a forked child."""
-        if self._socket is not None:
-            os.close(self._socket.detach())
-
-
-class UnixKind(_SocketKind):
-    """A unix socket in a directory that only this user can enter."""
+class UnixKind(LocalKind):
+    """A unix socket."""
 
     name: ClassVar[str] = "unix"
 
-    def __init__(self, *, host: str, directory: str | None) -> None:
-        super().__init__()
-        self._host = host
-        self._parent = directory
-        self._directory: str | None = None
-
     def listen(self, accept: Callable[[Carrier], None], address: Address) -> Address:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._directory = tempfile.mkdtemp(prefix="gangline-", dir=self._parent)  # Mode 0700.
-            path = os.path.join(self._directory, "s")
-            if len(os.fsencode(path)) > _PATH:
-                raise ValueError(f"the path of the unix socket {path!r} is too long; choose another directory=")
-            listener.bind(path)
-            self._serve(listener, accept)
-        except BaseException:
-            listener.close()
-            self.close()
-            raise
-        return replace(address, host=self._host, unix=path)
+        return replace(address, host=self._host, unix=self._listen_locally(accept))
 
-    def reaches(self, address: Address) -> bool:
-        return bool(address.unix and address.host and address.host == self._host)
-
-    async def dial(self, address: Address) -> StreamCarrier:
-        assert address.unix is not None
-        where = f"unix socket {address.unix}"
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            while True:
-                try:
-                    sock.connect(address.unix)
-                    return StreamCarrier(sock, where)
-                except BlockingIOError:
-                    # The backlog is full, and the kernel has no event for its end. The caller's timeout bounds this.
-                    await asyncio.sleep(0.01)
-        except OSError as error:
-            sock.close()
-            raise LinkBroken(f"{where}: {cause_of(error)}") from error
-        except BaseException:
-            sock.close()
-            raise
-
-    def close(self) -> None:
-        super().close()
-        directory, self._directory = self._directory, None
-        if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
+    def _path(self, address: Address) -> str | None:
+        return address.unix
 
 
-class TcpKind(_SocketKind):
+class TcpKind(SocketKind):
     """A TCP port of one interface."""
 
     name: ClassVar[str] = "tcp"

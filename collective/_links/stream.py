@@ -104,7 +104,7 @@ class StreamCarrier(Carrier):
                 self._write_failed(error)
                 return
             if count < size:
-                self._parked = _rest(pieces, count)
+                self._parked = rest_of(pieces, count)
                 self._parked_owner = owner
                 self._start_writing()
                 return
@@ -122,7 +122,7 @@ class StreamCarrier(Carrier):
             except OSError as error:
                 self._write_failed(error)
                 return
-            self._parked = _rest(self._parked, count)
+            self._parked = rest_of(self._parked, count)
             if self._parked:
                 return
             owner, self._parked_owner = self._parked_owner, None
@@ -200,8 +200,7 @@ class StreamCarrier(Carrier):
 
     def _watch_process(self) -> None:
         """Learn at once when the other process dies, even if a forked child of it keeps the socket open."""
-        credentials = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        pid = _UCRED.unpack(credentials)[0]
+        pid = self._peer_pid()
         if pid <= 0 or pid == os.getpid():
             return  # Zero: in a process namespace that is not visible from here.
         try:
@@ -212,6 +211,11 @@ class StreamCarrier(Carrier):
             return  # A kernel or sandbox without pidfds: the socket's end has to do.
         else:
             self._loop.add_reader(self._process, self._process_died)
+
+    def _peer_pid(self) -> int:
+        """Return the process at the other end of a unix socket, 0 where it is not visible from here."""
+        credentials = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        return int(_UCRED.unpack(credentials)[0])
 
     def _process_died(self) -> None:
         if not self._closed:
@@ -257,7 +261,7 @@ class StreamCarrier(Carrier):
             self._process = -1
 
 
-def _rest(pieces: list[Piece], count: int) -> list[Piece]:
+def rest_of(pieces: list[Piece], count: int) -> list[Piece]:
     """Return what is left of pieces after the first `count` bytes."""
     for index, piece in enumerate(pieces):
         if count < len(piece):

@@ -22,13 +22,13 @@ from collective.types import Credential
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-KINDS = ("memory", "unix")
+KINDS = ("memory", "unix", "shm")
 GANG = "team"
 
 
 def run(kind: str, main: Coroutine[Any, Any, Any]) -> Any:
     """Run a test: sockets under uvloop, as in production, memory under asyncio's own loop."""
-    return uvloop.run(main) if kind == "unix" else asyncio.run(main)
+    return uvloop.run(main) if kind != "memory" else asyncio.run(main)
 
 
 class Team:

@@ -16,8 +16,8 @@ from collective.types import Credential
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-KINDS = ("memory", "unix", "tcp")
-SOCKETS = ("unix", "tcp")
+KINDS = ("memory", "shm", "unix", "tcp")
+SOCKETS = ("shm", "unix", "tcp")
 LOOPS = ("asyncio", "uvloop")
 KEY = Credential("gang", b"k" * 32)
 

@@ -28,8 +28,9 @@ SECRET = b"very secret key of 32 bytes.... "
 
 async def raw(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect without any protocol."""
-    if address.unix is not None:
-        return await asyncio.open_unix_connection(address.unix)
+    path = address.shm or address.unix
+    if path is not None:
+        return await asyncio.open_unix_connection(path)
     assert address.tcp is not None
     return await asyncio.open_connection(*address.tcp)
 
@@ -280,14 +281,15 @@ def test_an_endpoint_out_of_descriptors_goes_on_when_it_has_some(socket_kind: st
     async def main() -> None:
         async with await endpoint(socket_kind) as there, await endpoint(socket_kind) as here:
             await here.connect(there.address, KEY)
-            pending = [socket.socket(socket.AF_UNIX if there.address.unix else socket.AF_INET) for _ in range(3)]
+            path = there.address.shm or there.address.unix
+            pending = [socket.socket(socket.AF_UNIX if path else socket.AF_INET) for _ in range(3)]
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             lowest = os.dup(0)
             os.close(lowest)
             resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
             try:
                 for sock in pending:
-                    sock.connect(there.address.unix or there.address.tcp)
+                    sock.connect(path or there.address.tcp)
                 await turns(50)
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

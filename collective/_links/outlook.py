@@ -1,0 +1,76 @@
+"""What a link learns of spinning: whether it is worth while.
+
+That is learned apart for what follows a message sent (an answer may come soon) and a message received (another may).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+_PROMISING: Final = 0.4
+_PROBE: Final = (16, 1024)
+"""Of this many chances that do not look promising one is tried, to see whether times have changed: at first, and at
+most, after tries that were lost again."""
+
+
+class Outlook:
+    """What a link has learned of spinning."""
+
+    def __init__(self, *, possible: bool) -> None:
+        self.sent = False
+        """Whether a message was sent after the last one that was received."""
+        self._possible = possible
+        self._wins = [0.7, 0.7]
+        self._passed = 0
+        self._probe = _PROBE[0]
+        self._trying: int | None = None
+
+    def worth_while(self) -> bool:
+        """Return whether to spin now; it is tried then."""
+        if not self._possible:
+            return False
+        if self._trying is not None:
+            self._trying = int(self.sent)
+            return True
+        if self._wins[self.sent] < _PROMISING:
+            self._passed += 1
+            if self._passed < self._probe:
+                return False
+            self._passed = 0
+            self._probe = min(2 * self._probe, _PROBE[1])
+        self._trying = int(self.sent)
+        return True
+
+    def won(self) -> None:
+        """Learn that something came while this was tried."""
+        if self._trying is not None:
+            self._wins[self._trying] += (1 - self._wins[self._trying]) / 4
+            self._probe = _PROBE[0]
+            self._trying = None
+
+    def undecided(self) -> None:
+        """Learn that something came before this was tried."""
+        self._trying = None
+
+    def lost(self, *, preempted: bool = False) -> None:
+        """Learn that nothing came; or that, something else having needed this CPU, it should not have been tried."""
+        if self._trying is not None:
+            self._wins[self._trying] *= 0.25 if preempted else 0.75
+            self._trying = None
+
+
+@cache
+def several_cpus() -> bool:
+    """Return whether a peer can run while this process spins: by affinity, and by the quota of the cgroup."""
+    if len(os.sched_getaffinity(0)) < 2:
+        return False
+    for name in ("cpu.max", "cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us"):
+        try:
+            quota, period = " ".join(Path("/sys/fs/cgroup", part).read_text() for part in name.split()).split()
+        except OSError:
+            continue  # The other version of cgroups, or none.
+        return quota in ("max", "-1") or int(quota) >= 2 * int(period)
+    return True

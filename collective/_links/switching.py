@@ -1,0 +1,163 @@
+"""How a link switches from its unix socket to shared memory, once the handshake is done.
+
+The dialer makes the memory and sends its descriptors with an offer; the acceptor maps it and answers with the nonce
+that it reads there, which proves to the dialer that both see the same memory. Where either end cannot do its part, the
+link goes on over the socket, and its kind is "unix".
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from collective._links import region, ring
+from collective._links.stream import StreamCarrier, cause_of
+from collective._links.wire import WireError
+
+if TYPE_CHECKING:
+    from collective._links.carrier import FrameSource
+    from collective._links.region import Region
+
+_OFFER = struct.Struct("<8sQ")
+_ANSWER = struct.Struct(f"<8sQ{region.NONCE}s")
+_MAGIC = b"gangshm\1"
+_NONE = bytes(region.NONCE)
+
+
+class SwitchingCarrier(StreamCarrier):
+    """A unix socket that gives way to shared memory. What then happens there is the subclass's."""
+
+    def __init__(self, sock: socket.socket, where: str, *, dialed: bool) -> None:
+        super().__init__(sock, where)
+        self.kind = "shm"  # type: ignore[misc]
+        self._dialed = dialed
+        self._came = b""
+        self._came_descriptors: list[int] = []
+        self._region: Region | None = None
+        self._switched = False
+        self._fallen_back = False
+
+    @abstractmethod
+    def _use(self, region: Region) -> None:
+        """Read and write there from now on; the socket only tells of the other end's death."""
+
+    def start(self, source: FrameSource) -> None:
+        self._source = source
+        if self._closed:
+            return
+        self._loop.add_reader(self._descriptor, self._negotiate)
+        if self._dialed:
+            self._offer()
+        self._watch_process()
+
+    def _offer(self) -> None:
+        descriptors: list[int] = []
+        try:
+            if ring.usable():
+                self._region, descriptors = region.create()
+            offer = _OFFER.pack(_MAGIC, region.SIZE if descriptors else 0)
+            socket.send_fds(self._sock, [offer], descriptors)
+        except OSError as error:
+            self._offer_nothing(error)
+        finally:
+            region.close_all(descriptors)
+
+    def _offer_nothing(self, error: OSError) -> None:
+        """Propose to stay with the socket, where memory could not be made, or its descriptors not be sent."""
+        self._drop_region()
+        try:
+            self._sock.send(_OFFER.pack(_MAGIC, 0))
+        except OSError:
+            self._loop.call_soon(self._ended, cause_of(error))
+
+    def _negotiate(self) -> None:
+        """Take the offer, or the answer to it, as much of it as has come."""
+        wanted = (_ANSWER if self._dialed else _OFFER).size - len(self._came)
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._sock, wanted, 3, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._ended(cause_of(error))
+            return
+        self._came_descriptors += descriptors
+        self._came += data
+        if not data:
+            self._ended("connection ended")
+        elif len(data) == wanted:
+            try:
+                self._take_answer() if self._dialed else self._take_offer()
+            except WireError as error:
+                self._ended(f"it does not speak this protocol ({error})")
+
+    def _take_offer(self) -> None:
+        magic, size = _OFFER.unpack(self._came)
+        if magic != _MAGIC:
+            raise WireError("what arrived is no offer of memory")
+        descriptors, self._came_descriptors = self._came_descriptors, []
+        nonce = _NONE
+        if size == region.SIZE and ring.usable():
+            try:
+                self._region = region.adopt(descriptors)
+                nonce = self._region.nonce
+            except OSError:
+                nonce = _NONE  # The answer says so, and both ends stay with the socket.
+        else:
+            region.close_all(descriptors)
+        try:
+            self._sock.send(_ANSWER.pack(_MAGIC, size, nonce))
+        except OSError as error:
+            self._ended(cause_of(error))
+            return
+        self._go_on(nonce != _NONE)
+
+    def _take_answer(self) -> None:
+        magic, _, nonce = _ANSWER.unpack(self._came)
+        if magic != _MAGIC:
+            raise WireError("what arrived is no answer to an offer of memory")
+        if nonce != _NONE and (self._region is None or nonce != self._region.nonce):
+            raise WireError("it sees other memory than this end")
+        self._go_on(nonce != _NONE)
+
+    def _go_on(self, switch: bool) -> None:
+        assert self._source is not None
+        if switch:
+            assert self._region is not None
+            self._switched = True
+            self._use(self._region)
+        else:
+            self._drop_region()
+            self._fallen_back = True
+            self.kind = "unix"  # type: ignore[misc]
+            self._loop.add_reader(self._descriptor, self._readable)
+        self.flush()
+
+    def flush(self) -> None:
+        if self._fallen_back:
+            super().flush()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._drop_region()
+        self._drop_descriptors()
+        super().close()
+
+    def drop(self) -> None:
+        super().drop()
+        self._drop_descriptors()
+        if self._region is not None:
+            self._region.drop()
+
+    def _drop_descriptors(self) -> None:
+        region.close_all(self._came_descriptors)
+        self._came_descriptors = []
+
+    def _drop_region(self) -> None:
+        there, self._region = self._region, None
+        if there is not None:
+            if self._switched and not self._loop.is_closed():
+                self._loop.remove_reader(there.wake)
+            there.close()

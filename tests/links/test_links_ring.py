@@ -1,0 +1,167 @@
+"""The ring under a link over shared memory: its bounds, its checks, and a million races between sleep and wake-up."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from collective._links import region, ring
+from collective._links.ring import HEADER, RingReader, RingWriter
+from collective._links.wire import WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CAPACITY = 4096
+RACES = 1_000_000
+
+
+@pytest.fixture
+def sides() -> Iterator[tuple[RingWriter, RingReader, memoryview]]:
+    """Both sides of a ring in one process, and its words."""
+    memory = memoryview(mmap.mmap(-1, HEADER + CAPACITY))
+    wake = os.eventfd(0, os.EFD_NONBLOCK)
+    yield RingWriter(memory, wake), RingReader(memory, wake), memory[:HEADER].cast("Q")
+    os.close(wake)
+
+
+def read(reader: RingReader, most: int = CAPACITY) -> bytes:
+    target = memoryview(bytearray(most))
+    count = reader.take([target], reader.available())
+    reader.publish()
+    return bytes(target[:count])
+
+
+def test_what_goes_in_comes_out_whatever_the_sizes(sides: tuple[RingWriter, RingReader, memoryview]) -> None:
+    writer, reader, _ = sides
+    dice = random.Random(1)
+    sent, got = bytearray(), bytearray()
+    for _ in range(3000):
+        pieces = [dice.randbytes(dice.choice([0, 1, 30, 1000, CAPACITY])) for _ in range(dice.randrange(1, 4))]
+        whole = b"".join(pieces)
+        count = writer.fill(pieces)
+        assert count == min(len(whole), CAPACITY - len(sent) + len(got))
+        writer.publish()
+        sent += whole[:count]
+        got += read(reader, dice.choice([1, 100, CAPACITY]))
+    got += read(reader)
+    assert got == sent
+
+
+def test_nothing_is_seen_before_it_is_published(sides: tuple[RingWriter, RingReader, memoryview]) -> None:
+    writer, reader, _ = sides
+    writer.put(b"x")
+    assert not reader.moved()
+    assert reader.available() == 0
+    writer.publish()
+    assert reader.moved()
+    assert read(reader) == b"x"
+
+
+@pytest.mark.parametrize("tail", [CAPACITY + 1, 1 << 62, (1 << 64) - 1])
+def test_an_absurd_length_is_an_error(sides: tuple[RingWriter, RingReader, memoryview], tail: int) -> None:
+    _, reader, words = sides
+    words[ring._TAIL] = tail
+    with pytest.raises(WireError, match="a ring of 4096 bytes holds"):
+        reader.available()
+
+
+@pytest.mark.parametrize("head", [11, 1 << 62])
+def test_an_absurd_position_of_the_reader_is_an_error(
+    sides: tuple[RingWriter, RingReader, memoryview], head: int
+) -> None:
+    writer, _, words = sides
+    writer.put(bytes(10))
+    words[ring._HEAD] = head
+    with pytest.raises(WireError, match="a ring's reader is at"):
+        writer.room(CAPACITY)
+
+
+def test_memory_that_could_shrink_is_not_taken() -> None:
+    def offer() -> list[int]:
+        made = [os.memfd_create("test", os.MFD_ALLOW_SEALING), os.eventfd(0), os.eventfd(0)]
+        os.ftruncate(made[0], region.SIZE)
+        return made
+
+    with pytest.raises(OSError, match="not sealed"):
+        region.adopt(offer())
+    end, descriptors = region.create()
+    os.close(descriptors.pop())
+    with pytest.raises(OSError, match="2 descriptors"):
+        region.adopt(descriptors)
+    end.close()
+    end, descriptors = region.create()
+    os.close(descriptors[1])
+    descriptors[1] = os.open("/dev/null", os.O_RDWR)
+    with pytest.raises(OSError, match="no eventfd"):
+        region.adopt(descriptors)
+    end.close()
+
+
+def play(end: region.Region, seed: int, *, first: bool) -> bool:
+    """Send a byte to and fro, going to sleep at every turn, until RACES of both ends; return whether all were woken.
+
+    Before it says that it sleeps it lingers for a moment of random length, so that saying so and the other's publishing
+    fall together in every way. Then it looks on for a while, only so as to be quick again: the wake-up has to come.
+    """
+    writer, reader = end.writer, end.reader
+    awaited = select.poll()
+    awaited.register(end.wake, select.POLLIN)
+    target = [memoryview(bytearray(64))]
+    dice = random.Random(seed)
+    lingers = [dice.randrange(30) for _ in range(1009)]
+    if first:
+        writer.put(b"x")
+        writer.publish()
+    for race in range(RACES // 2):
+        for _ in range(lingers[race % 1009]):
+            if reader.moved():
+                break
+        reader.say_asleep()
+        ring.fence()
+        while not reader.moved():
+            for _ in range(500):
+                if reader.moved():
+                    break
+            if not awaited.poll(10_000):
+                return False
+            os.eventfd_read(end.wake)  # It may be an old one, for what was found by looking.
+            if not reader.moved():
+                reader.say_asleep()
+                ring.fence()
+        reader.say_awake()
+        reader.take(target, reader.available())
+        reader.publish()
+        writer.put(b"x")
+        writer.publish()
+    return True
+
+
+@pytest.mark.skipif(not ring.usable(), reason="rings need the store order of x86")
+def test_a_million_sleep_races_lose_no_wake_up() -> None:
+    end, descriptors = region.create()
+    other = subprocess.Popen(
+        [sys.executable, __file__, *map(str, descriptors)],
+        pass_fds=descriptors,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    region.close_all(descriptors)
+    try:
+        assert play(end, 2, first=True)
+        assert other.wait(10) == 0
+    finally:
+        other.kill()
+        other.wait()
+        end.close()
+
+
+if __name__ == "__main__":
+    sys.exit(play(region.adopt([int(descriptor) for descriptor in sys.argv[1:]]), 1, first=False) is False)
