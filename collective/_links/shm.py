@@ -207,6 +207,8 @@ class ShmCarrier(SwitchingCarrier):
                 self._negotiate()  # Its answer may be there, and in the memory what it said.
             if self._switched:
                 self._die("its process died")
+            elif self._fallen_back:
+                super()._process_died()
             elif not self._closed:
                 self._ended("its process died")
 

@@ -7,6 +7,7 @@ import gc
 import os
 import stat
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,18 +103,20 @@ def test_a_unix_socket_that_is_gone_gives_way_to_tcp() -> None:
     run(main)
 
 
-def test_the_directory_of_the_unix_socket_is_private_and_goes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["shm", "unix"])
+def test_the_directory_of_the_unix_socket_is_private_and_goes(kind: str, tmp_path: Path) -> None:
     async def main() -> None:
-        async with await open_endpoint(kinds=("unix",), directory=str(tmp_path)) as there:
-            assert there.address.unix is not None
-            directory = Path(there.address.unix).parent
+        async with await open_endpoint(kinds=(kind,), directory=str(tmp_path)) as there:
+            path = there.address.shm or there.address.unix
+            assert path is not None
+            directory = Path(path).parent
             assert directory.parent == tmp_path
             assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         assert os.listdir(tmp_path) == []
         long = tmp_path / ("x" * 100)
         long.mkdir()
         with pytest.raises(ValueError, match="too long"):
-            await open_endpoint(kinds=("unix",), directory=str(long))
+            await open_endpoint(kinds=(kind,), directory=str(long))
         assert os.listdir(long) == []
         with pytest.raises(ValueError, match="pigeon"):
             await open_endpoint(kinds=("unix", "pigeon"), directory=str(tmp_path))
@@ -163,11 +166,11 @@ def test_nobody_there(kind: str) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("kind", ["unix", "tcp"])
+@pytest.mark.parametrize("kind", ["shm", "unix", "tcp"])
 def test_somebody_else_there(kind: str) -> None:
     async def main() -> None:
         async with await endpoint(kind) as here, await endpoint(kind) as there:
-            wanted = Address("another", host=there.address.host, unix=there.address.unix, tcp=there.address.tcp)
+            wanted = replace(there.address, endpoint="another")
             with pytest.raises(HandshakeError, match=f"is endpoint '{there.address.endpoint}', not 'another'"):
                 await here.connect(wanted, KEY)
             await here.connect(there.address, KEY)

@@ -137,6 +137,7 @@ def test_a_quiet_link_lets_the_loop_sleep(loop: str) -> None:
     run(main, loop=loop)
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Of threads that other tests have left.
 def test_a_forked_child_has_neither_memory_nor_eventfds_of_links() -> None:
     def shared() -> list[str]:
         with open("/proc/self/maps") as maps:
