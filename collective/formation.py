@@ -49,7 +49,8 @@ def choose_backend(backend: str, members: Sequence[Member]) -> str:
     Raises:
         ValueError: it cannot connect these members.
     """
-    in_one_process = all(member.address.unix is None and member.address.tcp is None for member in members)
+    addresses = [member.address for member in members]
+    in_one_process = all(address.unix is address.tcp is address.shm is None for address in addresses)
     if backend in IN_PROCESS and not in_one_process:
         raise ValueError(
             f'backend "{backend}" connects members inside one process, as under runtime="inproc", and these are in '
@@ -59,5 +60,5 @@ def choose_backend(backend: str, members: Sequence[Member]) -> str:
         return backend
     if in_one_process:
         return "memory"
-    hosts = {member.address.host for member in members}
+    hosts = {address.host for address in addresses}
     return plane_within_a_host(len(members)) if len(hosts) == 1 and "" not in hosts else "gloo"
