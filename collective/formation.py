@@ -50,7 +50,7 @@ def choose_backend(backend: str, members: Sequence[Member]) -> str:
         ValueError: it cannot connect these members.
     """
     addresses = [member.address for member in members]
-    in_one_process = all(address.unix is address.tcp is address.shm is None for address in addresses)
+    in_one_process = all((address.shm, address.unix, address.tcp) == (None, None, None) for address in addresses)
     if backend in IN_PROCESS and not in_one_process:
         raise ValueError(
             f'backend "{backend}" connects members inside one process, as under runtime="inproc", and these are in '
