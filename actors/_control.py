@@ -31,7 +31,7 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True)
 class Introduction:
-    """A host has come up, and is about to construct its actor."""
+    """A host has come up, and waits for the order to construct its actor."""
 
     role: str
     rank: int

@@ -114,6 +114,8 @@ class Crew:
             lambda message: self._hear(seat, message),
             lambda error: self._lose(seat, f"its connection ended ({error})", error),
         )
+        # Ordered, not begun by the host alone: an actor that dies in its constructor is known to have come that far.
+        channel.post(pack(Order(Phase.CONSTRUCTOR)))
 
     def watch(self, processes: Sequence[Process]) -> None:
         """Take the processes of the seats, in their order, and hear of their deaths."""

@@ -11,6 +11,7 @@ import os
 import random
 import threading
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -88,7 +89,6 @@ class Host:
                 # Importing torch takes a second and more; done in a thread, it overlaps with the start of the others.
                 threading.Thread(target=_preload, args=(launch.backends,), name="preload", daemon=True).start()
             self._channel = link.open(PORT, pack(introduction))
-            self._begin(Phase.CONSTRUCTOR, self._construct())
             self.leaving = await self._obey()
         finally:
             await self._stop_phase()
@@ -122,13 +122,15 @@ class Host:
                 continue
             assert isinstance(note, Order)
             match note.phase:
+                case Phase.CONSTRUCTOR:
+                    self._begin(note.phase, self._construct)
                 case Phase.GROUPS:
-                    self._begin(note.phase, self._form_groups(message.buffers[0]))
+                    self._begin(note.phase, partial(self._form_groups, message.buffers[0]))
                 case Phase.SETUP:
-                    self._begin(note.phase, self._set_up_actor())
+                    self._begin(note.phase, self._set_up_actor)
                 case Phase.TEARDOWN:
                     await self._stop_phase()
-                    self._begin(note.phase, self._tear_down())
+                    self._begin(note.phase, self._tear_down)
                 case Phase.CLOSE:
                     return True
                 case _:
@@ -136,7 +138,7 @@ class Host:
 
     # Phases.
 
-    def _begin(self, phase: Phase, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, phase: Phase, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         name = f"{self.launch} {phase.value}"
         self._phase = self._loop.create_task(self._perform(phase, work), name=name, context=self._context)
 
@@ -147,12 +149,12 @@ class Host:
             for task in stuck:
                 _logger.warning("%s does not end though it was cancelled; going on without it", task.get_name())
 
-    async def _perform(self, phase: Phase, work: Coroutine[Any, Any, None]) -> None:
+    async def _perform(self, phase: Phase, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do what a phase takes and report how it ended."""
         where = f"{self.launch} in its {phase.value}"
         record = None
         try:
-            await work
+            await work()
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
