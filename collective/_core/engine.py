@@ -90,7 +90,7 @@ class Engine:
         return self.current.number
 
     async def open(self) -> None:
-        """Form the group: all members call it. Bounded by nothing but a loss; cancel it to give up."""
+        """Form the group: all members call it. Cancel it to give up; a call that raises has abandoned the group."""
         try:
             self.fabric.serve()
             await asyncio.gather(*map(self._reach, tree.neighbours(self.rank, self.size)))
