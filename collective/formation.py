@@ -20,8 +20,8 @@ async def form_group(
 ) -> Group:
     """Form a group; every member calls it concurrently, with the same `members` in the same order.
 
-    Waits for the others at most the group's timeout once its backend is open, and until then without a bound of its own:
-    a gang's `start_timeout` cancels it. A call that raises or is cancelled leaves nothing behind.
+    Waits for the others at most the group's timeout once its backend is open, and until then without a bound of its
+    own: a gang's `start_timeout` cancels it. A call that raises or is cancelled leaves nothing behind.
 
     :param key: names this group and nothing else among all that the members' endpoints ever form.
     :param credential: what the members' endpoints have granted one another.
