@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from collective.abc import DataPlane
 
+HOSTS = "abbacab"
+"""Names of the hosts on which the members of every group pretend to be, by rank."""
+
 _keys = itertools.count()
 
 
@@ -34,7 +37,9 @@ def make_planes(backend: str, size: int) -> list[DataPlane]:
         return tell
 
     for rank in range(size):
-        context = PlaneContext(group="g", key=key, rank=rank, size=size, tell=tell_from(rank), timeout=30.0)
+        context = PlaneContext(
+            group="g", key=key, rank=rank, size=size, tell=tell_from(rank), timeout=30.0, hosts=tuple(HOSTS[:size])
+        )
         planes.append(make_plane(backend, context))
     return planes
 
