@@ -81,22 +81,18 @@ class Line:
 
     def _resume(self, stage: asyncio.Future[Any]) -> None:
         self._waiting = False
-        if self._ended or stage.cancelled():
-            return
-        error = stage.exception()
-        if error is None:
-            self._advance()
-        else:
+        error = None if stage.cancelled() else stage.exception()
+        if error is not None:
             self._fail(error)
+        elif not stage.cancelled():
+            self._advance()
 
     def _watched(self, stage: asyncio.Future[Any]) -> None:
         self._pending -= 1
-        if self._ended or stage.cancelled():
-            return
-        error = stage.exception()
+        error = None if stage.cancelled() else stage.exception()
         if error is not None:
             self._fail(error)
-        elif self._exhausted:
+        elif self._exhausted and not stage.cancelled():
             self._advance()
 
     def _fail(self, error: BaseException) -> None:
@@ -126,7 +122,7 @@ def overlap(parts: Iterable[Stages]) -> Stages:
 
 
 def _failure(error: BaseException) -> BackendError:
-    failure = BackendError(f"two-level: {error}" if isinstance(error, BackendError) else
-                           f"two-level: {type(error).__name__}: {error}")
+    what = str(error) if isinstance(error, BackendError) else f"{type(error).__name__}: {error}"
+    failure = BackendError(f"two-level: {what}")
     failure.__cause__ = error
     return failure

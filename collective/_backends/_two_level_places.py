@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Windows:
 
     @cached_property
     def _begins(self) -> list[int]:
-        return (np.cumsum(self.counts) - self.counts).tolist()
+        return list(accumulate(self.counts, initial=0))
 
     def sizes(self, start: int) -> list[int]:
         """Return how many elements of each part a window has."""

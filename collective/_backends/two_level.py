@@ -1,10 +1,10 @@
 """The data plane of groups on several hosts, of which some have several members: shared memory inside, Gloo between.
 
-The members of each host make a plane of their own, as a group of that host alone would have, and the first of each host,
-its leader, joins another one with the leaders of the other hosts. Of every operation only what other hosts need crosses
-between them, once: a reduction inside the host goes before, showing the result to its members after
-(`_two_level_stages`; the scheme is that of hierarchical collectives in MPI libraries, as in Graham and Shipman, "MPI
-Support for Multi-core Architectures: Optimized Shared Memory Collectives", 2008).
+The members of each host make a plane of their own, as a group of that host alone would have; the first of each host,
+its leader, joins another one with the leaders of the other hosts. What hosts have for each other crosses between them
+once, not once for each member: it is reduced inside a host before, and shown to the members of one after, as in the
+hierarchical collectives of MPI libraries. An operation is a sequence of stages on the two planes (`_two_level_stages`),
+and operations run one after another (`_two_level_line`).
 
 Reductions go in another order than on the other data planes: by rank inside each host, then by host. What all members
 have together up to 64 KiB is reduced by rank. Either way the order depends on nothing but the group and the length.
@@ -52,7 +52,7 @@ class TwoLevelPlane(DataPlane):
         self._gate = Gate()
         self._levels: Levels | None = None
         self._line: Line | None = None
-        self._opening: asyncio.Future[object] | None = None
+        self._opening = False
         self._ended = False
 
     def _make(self, name: str, ranks: Sequence[int], prefix: bytes) -> DataPlane:
@@ -79,21 +79,22 @@ class TwoLevelPlane(DataPlane):
         return tuple(dict.fromkeys((*self._inner.backends, "gloo")))
 
     async def open(self) -> None:
-        if self._ended or self._opening is not None:
+        if self._ended or self._opening:
             raise BackendError(f"two-level: group {self._context.group!r} was opened before")
-        loop = asyncio.get_running_loop()
+        self._opening = True
         tasks = [asyncio.ensure_future(plane.open()) for plane in self._planes()]
-        self._opening = asyncio.gather(*tasks)
         try:
-            await self._opening
+            await asyncio.gather(*tasks)
         except BaseException:
             # What one could not do, or was told not to, the other is not to wait for.
             self.abandon()
+            for task in tasks:
+                task.cancel()
             await asyncio.wait(tasks)
             raise
         if self._ended:
             raise BackendError(f"two-level: group {self._context.group!r} was abandoned while it was being formed")
-        self._line = line = Line(loop, self.abandon)
+        self._line = line = Line(asyncio.get_running_loop(), self.abandon)
         self._levels = Levels(self._places, self._inner, self._outer, gate=self._gate, watch=line.watch)
 
     def hear(self, rank: int, message: bytes) -> None:

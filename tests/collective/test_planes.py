@@ -52,7 +52,7 @@ def make(dtype: str, length: int, rank: int, op: ReduceOp = ReduceOp.SUM) -> np.
 
 
 def expect(arrays: Sequence[np.ndarray], op: ReduceOp, backend: str = "") -> np.ndarray:
-    """Reduce by numpy alone, halves in float32 and rounded once: by rank, or what is long on two levels host by host."""
+    """Reduce by numpy alone, halves in float32 and rounded once: by rank; on two levels, host by host."""
     dtype = arrays[0].dtype
     wide = [array.astype(np.float32) for array in arrays] if dtype in map(numpy_dtype, HALVES) else list(arrays)
     combine = {
@@ -64,8 +64,10 @@ def expect(arrays: Sequence[np.ndarray], op: ReduceOp, backend: str = "") -> np.
     }[op]
     with np.errstate(all="ignore"):
         if backend == "two-level":
-            hosts = dict.fromkeys(HOSTS[: len(wide)])
-            wide = [functools.reduce(combine, (w for w, h in zip(wide, HOSTS, strict=False) if h == host)) for host in hosts]
+            parts: dict[str, list[np.ndarray]] = {}
+            for host, array in zip(HOSTS, wide, strict=False):
+                parts.setdefault(host, []).append(array)
+            wide = [functools.reduce(combine, part) for part in parts.values()]
         result = functools.reduce(combine, wide)
         if op is ReduceOp.AVG:
             result = result / len(arrays)
