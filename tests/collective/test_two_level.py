@@ -10,7 +10,7 @@ import pytest
 from plane_harness import all_of, finish, held, make_planes, opened, start_members, until_held
 from test_planes import assert_reduced, assert_same_bits, expect, make, reducible
 
-from collective._backends import _two_level_stages
+from collective._backends import _two_level_alltoall, _two_level_stages
 from collective.errors import BackendError
 from collective.group import Group
 from collective.testing import world
@@ -40,10 +40,17 @@ def test_groups_say_what_is_in_use() -> None:
     asyncio.run(main())
 
 
-def test_the_whole_table_in_parts_of_a_few_elements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is long takes its way in many parts, overlapping; the bits are those of reducing by host."""
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have everything take the way of what is long, in parts of a few elements."""
     for limit, value in {"SHORT": -1, "_PART": 64, "_STAGED": 192, "_WIDENED": 96, "_INLINE": 0}.items():
         monkeypatch.setattr(_two_level_stages, limit, value)
+    monkeypatch.setattr(_two_level_alltoall, "_LEAST", 8)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_the_whole_table_in_many_parts() -> None:
+    """They overlap; the bits are those of reducing by host."""
     length, size, counts = 50, 4, [20, 0, 3, 27]
 
     async def main() -> None:
@@ -66,6 +73,41 @@ def test_the_whole_table_in_parts_of_a_few_elements(monkeypatch: pytest.MonkeyPa
                     [p.reduce_scatter(a, o, op, counts) for p, a, o in zip(planes, arrays, parts, strict=True)]
                 )
                 assert_reduced(np.concatenate(parts), expected, op)
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_many_operations_in_many_parts_at_once() -> None:
+    """Members issue them at different paces, and all are pending; one after another they come out right."""
+    size, counts = 5, [100, 0, 7, 300, 1]  # on hosts a, b, b, a, c
+
+    def length(src: int, dst: int, root: int) -> int:
+        return 0 if dst == root else 10 * src + 40 * dst
+
+    async def main() -> None:
+        async with opened("two-level", size) as planes:
+            seen: list[list[np.ndarray]] = [[] for _ in planes]
+            works = []
+            for rank, plane in enumerate(planes):
+                for root in range(size):
+                    array = np.full(1000, root if rank == root else 99, np.uint8)
+                    whole = np.empty(sum(counts), np.uint8)
+                    sent = [np.full(length(rank, to, root), 10 * rank + to, np.uint8) for to in range(size)]
+                    got = [np.empty(length(src, rank, root), np.uint8) for src in range(size)]
+                    seen[rank] += [array, whole, *got]
+                    works.append(plane.broadcast(array, root))
+                    works.append(plane.allgather(np.full(counts[rank], rank, np.uint8), whole, counts))
+                    works.append(plane.alltoall(sent, got))
+                await asyncio.sleep(0)
+            await all_of(works)
+            for rank in range(size):
+                arrays = iter(seen[rank])
+                for root in range(size):
+                    assert (next(arrays) == root).all()
+                    assert_same_bits(next(arrays), np.repeat(np.arange(size, dtype=np.uint8), counts))
+                    for src in range(size):
+                        assert (next(arrays) == 10 * src + rank).all()
 
     asyncio.run(main())
 
