@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
     from typing import Self
@@ -269,3 +270,15 @@ class DataPlane(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Free everything, once nothing is pending. Idempotent."""
+
+
+class AnnouncingPlane(DataPlane):
+    """A data plane through which the members agree as well, since that is faster there than by messages."""
+
+    @abstractmethod
+    def exchange(self, card: bytes, head: int, on_misfit: Callable[[], None]) -> asyncio.Future[list[bytes]]:
+        """Show a card to all, and return those of all members by rank; an operation in the order of the others.
+
+        The first `head` bytes of all cards should be equal. Where those of this member and of one that had come before
+        it are not, `on_misfit` is called on the loop, also while others have not come.
+        """

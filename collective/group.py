@@ -6,18 +6,16 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from collective._core.exchanges import AllToAll, Gather, Scatter
 from collective._core.operands import check_out, describe
 from collective._core.operations import (
     AllGather,
     AllReduce,
-    AllToAll,
     Barrier,
     Broadcast,
-    Gather,
     Operation,
     Reduce,
     ReduceScatter,
-    Scatter,
     Split,
     check_rank,
 )

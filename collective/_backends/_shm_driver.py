@@ -14,8 +14,9 @@ import select
 import threading
 from collections import deque
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from collective._backends._shm_steps import POST
 from collective._backends._worker import Worker
 from collective._core.offload import LONG
 from collective.errors import BackendError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from collective._backends._shm_segment import Segment
     from collective._backends._shm_steps import Steps
+
+T = TypeVar("T")
 
 INLINE: Final = LONG
 """Bytes that are copied and reduced on the loop, in one operation and in one turn."""
@@ -38,12 +41,13 @@ _PROBE: Final = 64
 class _Move:
     """An operation that is not done."""
 
-    __slots__ = ("begun", "done", "nbytes", "steps", "waits")
+    __slots__ = ("begun", "done", "nbytes", "result", "steps", "waits")
 
-    def __init__(self, steps: Steps, nbytes: int, done: asyncio.Future[None]) -> None:
+    def __init__(self, steps: Steps, nbytes: int, done: asyncio.Future[Any], result: Any) -> None:
         self.steps = steps
         self.nbytes = nbytes
         self.done = done
+        self.result = result
         self.begun = False
         self.waits = False
         """Whether its next step waits for the others to post."""
@@ -99,11 +103,11 @@ class Driver:
         self._loop_spin = _Spin(0.0 if hopeless else _SPIN_ON_LOOP)
         self._worker_spin = _Spin(0.0 if hopeless else _SPIN_ON_THREAD)
 
-    def start(self, steps: Steps, nbytes: int) -> asyncio.Future[None]:
-        """Take an operation that copies and reduces so many bytes, after those before it."""
-        done: asyncio.Future[None] = self._loop.create_future()
+    def start(self, steps: Steps, nbytes: int, *, result: T | None = None) -> asyncio.Future[T]:
+        """Take an operation that copies and reduces so many bytes, after those before it; its end gives `result`."""
+        done: asyncio.Future[T] = self._loop.create_future()
         with self._lock:
-            self._moves.append(_Move(steps, nbytes, done))
+            self._moves.append(_Move(steps, nbytes, done, result))
             idle, self._driving = not self._driving, True
         if idle:
             self._drive_on_loop()
@@ -164,7 +168,7 @@ class Driver:
             except Exception as error:
                 move.done.set_exception(_failure(error))
                 return
-            move.done.set_result(None)
+            move.done.set_result(move.result)
             left -= move.nbytes
             with self._lock:
                 self._moves.popleft()
@@ -216,12 +220,12 @@ class Driver:
                     if move.waits and not self._wait():
                         break
             except Exception as error:
-                self._tell(move.done, _failure(error))
+                self._tell(move.done, None, _failure(error))
                 return
             with self._lock:
                 if not self._ended:
                     self._moves.popleft()
-                    self._tell(move.done, None)
+                    self._tell(move.done, move.result, None)
             del move
 
     def _wait(self) -> bool:
@@ -247,15 +251,15 @@ class Driver:
             move.begun = True
             more = next(move.steps, None)
             move.waits = bool(more)
-            if more and self._segment is not None:
+            if more == POST and self._segment is not None:
                 self._segment.post()
             return more is not None
 
-    def _tell(self, done: asyncio.Future[None], error: Exception | None) -> None:
+    def _tell(self, done: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
         def complete() -> None:
             if not done.done():
                 if error is None:
-                    done.set_result(None)
+                    done.set_result(result)
                 else:
                     done.set_exception(error)
 
@@ -271,7 +275,7 @@ class Driver:
         if segment is not None:
             segment.close()
         if released is not None:
-            self._tell(released, None)
+            self._tell(released, None, None)
 
 
 def _failure(error: Exception) -> BackendError:

@@ -120,6 +120,8 @@ class Segment:
         self.rows = [[self._bytes[row].view(np.int64) for row, _, _ in each] for each in slots]
         self.chunks = [[self._bytes[chunk] for _, chunk, _ in each] for each in slots]
         self.results = [[self._bytes[result] for _, _, result in each] for each in slots]
+        self.shown = [[array.data for array in each] for each in self.chunks]
+        """The chunks again, as memoryviews, which are quicker for a few bytes."""
         forks.hold(self)
 
     @property
@@ -156,6 +158,10 @@ class Segment:
                 return False
         return True
 
+    def has_posted(self, rank: int) -> bool:
+        """Whether a member has posted the phase that this one posted last."""
+        return bool(self._words[self.geometry.line(rank) + _POSTED] >= self.phase)
+
     def announce_sleep(self) -> bool:
         """Say that this member sleeps until all have come; False where they just have. The bell rings when they do."""
         self._words[self._own + _AWAITED] = self.phase
@@ -185,7 +191,7 @@ class Segment:
             os.close(bell)
         self._words = memoryview(b"").cast("Q")
         self._bytes = np.empty(0, np.uint8)
-        self.rows, self.chunks, self.results = [], [], []
+        self.rows, self.chunks, self.results, self.shown = [], [], [], []
 
     def drop(self) -> None:
         """Let go in a forked child: private zeros take the memory's place, as arrays may still point there."""

@@ -1,9 +1,10 @@
 """The operations of the "shm" data plane, each as a generator of one member's steps.
 
-A step reads and writes memory and never waits. A generator yields True when this member has written its part of a phase
-into its slot: the phase is then posted, and the next step comes when all members have posted it. It yields False to
-let others in between two steps. So every phase is an exchange among all. Phases alternate between two slots: a member
-writes a slot again two phases later, after all have posted the phase between, hence after they have read this one.
+A step reads and writes memory and never waits. A generator yields POST when this member has written its part of a phase
+into its slot: the phase is then posted, and the next step comes when all members have posted it. It yields POSTED where
+it has posted the phase itself, and REST to let others in between two steps. So every phase is an exchange among all.
+Phases alternate between two slots: a member writes a slot again two phases later, after all have posted the phase
+between, hence after they have read this one.
 
 All members take the same number of phases for an operation, which follows from what they agreed on, or, in an alltoall,
 from the sizes that they show in its first phase.
@@ -20,11 +21,12 @@ from collective.reductions import reduce_arrays
 from collective.types import ReduceOp
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from collective._backends._shm_segment import Segment
 
-Steps: TypeAlias = "Generator[bool, None, None]"
+Steps: TypeAlias = "Generator[int, None, None]"
+REST, POST, POSTED = range(3)
 
 SHORT: Final = 16 << 10
 """Bytes up to which every member reduces the whole, in one phase."""
@@ -42,7 +44,7 @@ def copy_alone(target: np.ndarray, source: np.ndarray) -> Steps:
     step = max(1, _PIECE // target.itemsize)
     for start in range(0, target.size, step):
         target[start : start + step] = source[start : start + step]
-        yield False
+        yield REST
 
 
 def reduce_alone(source: np.ndarray, target: np.ndarray, op: ReduceOp) -> Steps:
@@ -50,7 +52,28 @@ def reduce_alone(source: np.ndarray, target: np.ndarray, op: ReduceOp) -> Steps:
     step = max(1, _PIECE // target.itemsize)
     for start in range(0, target.size, step):
         reduce_arrays([source[start : start + step]], op, target[start : start + step])
-        yield False
+        yield REST
+
+
+def exchange(
+    segment: Segment, card: bytes, cards: list[bytes], head: int, on_misfit: Callable[[], object]
+) -> Steps:
+    """Fill `cards` with those of all members; on one whose head is not that of a card that came before, call back."""
+    rank, size = segment.rank, len(card) + 4
+    cards[rank] = card
+    if size <= segment.geometry.chunk:
+        segment.shown[rank][segment.writing][:size] = len(card).to_bytes(4, "little") + card
+    else:
+        raise ValueError(f"what a collective announces takes {len(card)} bytes, beyond {segment.geometry.chunk - 4}")
+    segment.post()
+    which = segment.reading
+    for other in segment.others:
+        if segment.has_posted(other) and segment.shown[other][which][4 : 4 + head] != card[:head]:
+            on_misfit()
+    yield POSTED
+    for other in segment.others:
+        shown = segment.shown[other][which]
+        cards[other] = bytes(shown[4 : 4 + int.from_bytes(shown[:4], "little")])
 
 
 def broadcast(segment: Segment, array: np.ndarray, root: int) -> Steps:
@@ -59,7 +82,7 @@ def broadcast(segment: Segment, array: np.ndarray, root: int) -> Steps:
         part = array[start : start + segment.geometry.chunk]
         if segment.rank == root:
             segment.chunks[root][segment.writing][: part.size] = part
-        yield True
+        yield POST
         if segment.rank != root:
             part[:] = segment.chunks[root][segment.reading][: part.size]
 
@@ -72,7 +95,7 @@ def allgather(segment: Segment, source: np.ndarray, target: np.ndarray, counts: 
         part = source[start : start + chunk]
         segment.chunks[rank][segment.writing][: part.size] = part
         target[places[rank] + start : places[rank] + start + part.size] = part
-        yield True
+        yield POST
         for other in segment.others:
             size = min(chunk, counts[other] - start)
             if size > 0:
@@ -94,7 +117,7 @@ def _reduce_whole(segment: Segment, source: np.ndarray, target: np.ndarray | Non
     if not source.size:
         return
     segment.chunks[segment.rank][segment.writing][: source.nbytes] = source.view(np.uint8)
-    yield True
+    yield POST
     if target is not None:
         which = segment.reading
         parts = [chunks[which][: source.nbytes].view(source.dtype) for chunks in segment.chunks]
@@ -113,7 +136,7 @@ def _reduce_in_shards(segment: Segment, source: np.ndarray, target: np.ndarray |
         shown = segment.chunks[rank][segment.writing].view(part.dtype)
         shown[:first] = part[:first]  # all but the shard that no one else reads
         shown[last : part.size] = part[last:]
-        yield True
+        yield POST
         which = segment.reading
         if before is not None:
             old = -(-before.size // size)
@@ -145,7 +168,7 @@ def reduce_scatter(
             count = min(length, counts[other] - start)
             if count > 0:
                 shown[place : place + count] = source[places[other] + start : places[other] + start + count]
-        yield True
+        yield POST
         count = min(length, counts[rank] - start)
         if count > 0:
             parts = []
@@ -168,7 +191,7 @@ def alltoall(segment: Segment, sources: Sequence[np.ndarray], targets: Sequence[
         shown = segment.chunks[rank][segment.writing]
         for other in segment.others:
             _copy_window(sources[other], begins[other], shown, start, chunk, into=True)
-        yield True
+        yield POST
         if start == 0:
             rows = [row[segment.reading].tolist() for row in segment.rows]
             longest = max(sum(row) - row[other] for other, row in enumerate(rows))
