@@ -34,6 +34,8 @@ INLINE: Final = LONG
 _SPIN_ON_LOOP: Final = 50e-6
 _SPIN_ON_THREAD: Final = 20e-6
 """Seconds for which a wait spins, holding the GIL, before it sleeps."""
+_WAKING: Final = 100e-6
+"""Seconds that going to sleep and being woken may take."""
 _PROBE: Final = 64
 """Waits after which spinning is tried again where it did not pay."""
 
@@ -54,12 +56,14 @@ class _Move:
 
 
 class _Spin:
-    """How long to spin: halved by each that did not pay, restored by one that did, and probed now and then."""
+    """How long to spin: halved by each wait that was too long for it, restored by one that was not."""
 
-    def __init__(self, most: float) -> None:
+    def __init__(self, most: float, *, crowded: bool) -> None:
         self._most = most
+        self._crowded = crowded
         self._now = most
         self._waits = 0
+        self._since = 0.0
 
     def until(self, segment: Segment) -> bool:
         """Spin until all have come, or for so long; return whether they have."""
@@ -67,15 +71,22 @@ class _Spin:
             return True
         self._waits += 1
         budget = self._most if self._waits % _PROBE == 0 else self._now
+        self._since = perf_counter()
         if budget < 2e-6:
             return False
-        end = perf_counter() + budget
+        end = self._since + budget
         while perf_counter() < end:
             if segment.arrived:
                 self._now = self._most
                 return True
-        self._now /= 2
+            if self._crowded:
+                os.sched_yield()
         return False
+
+    def learn(self) -> None:
+        """Learn from how long the wait was for which this did not spin long enough: all have come now."""
+        short = perf_counter() - self._since < _WAKING + self._most
+        self._now = self._most if short and self._most else self._now / 2
 
 
 class Driver:
@@ -100,8 +111,9 @@ class Driver:
         self._worker: Worker | None = None
         # A peer in this process needs the GIL, and perhaps this very loop, to get here; one on this CPU needs the CPU.
         hopeless = (segment is not None and segment.shares_process()) or len(os.sched_getaffinity(0)) == 1
-        self._loop_spin = _Spin(0.0 if hopeless else _SPIN_ON_LOOP)
-        self._worker_spin = _Spin(0.0 if hopeless else _SPIN_ON_THREAD)
+        crowded = segment is not None and segment.size > len(os.sched_getaffinity(0))
+        self._loop_spin = _Spin(0.0 if hopeless else _SPIN_ON_LOOP, crowded=crowded)
+        self._worker_spin = _Spin(0.0 if hopeless else _SPIN_ON_THREAD, crowded=crowded)
 
     def start(self, steps: Steps, nbytes: int, *, result: T | None = None) -> asyncio.Future[T]:
         """Take an operation that copies and reduces so many bytes, after those before it; its end gives `result`."""
@@ -202,6 +214,8 @@ class Driver:
     def _awake(self) -> None:
         if self._segment is not None and not self._ended:
             self._segment.announce_awake()
+            if self._segment.arrived:
+                self._loop_spin.learn()
             # The bell may ring once more than it was waited for; there is one driver at a time.
             if self._driving and not self._on_worker and not self._resuming:
                 self._drive_on_loop()
@@ -239,6 +253,7 @@ class Driver:
         while not self._ended and segment.announce_sleep():
             poll.poll()
             segment.announce_awake()
+        self._worker_spin.learn()
         return not self._ended
 
     # ------------------------------------------------------------------- on either
