@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
+import numpy as np
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
     from typing import Self
-
-    import numpy as np
 
     from collective.types import Address, Credential, LinkStatistics, ReduceOp
 
@@ -258,6 +258,13 @@ class DataPlane(ABC):
     @abstractmethod
     def alltoall(self, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Awaitable[None]:
         """Move `sources[j]` of rank i to `targets[i]` of rank j; uint8, any sizes, the own part included."""
+
+    def empty(self, nbytes: int) -> np.ndarray:
+        """Return memory for inputs that this data plane need not copy, of any content; here, plain memory.
+
+        It stays the caller's when the data plane closes.
+        """
+        return np.empty(nbytes, np.uint8)
 
     @abstractmethod
     def abandon(self) -> None:

@@ -99,6 +99,23 @@ def dtype_name(x: Array) -> str:
         TypeError: elements are references to objects, which mean nothing elsewhere.
     """
     dtype = x.dtype
+    known = _NAMES.get(dtype)
+    return known if known is not None else _name_of(dtype)
+
+
+def kind_and_dtype(dtype: Any) -> tuple[str, str]:
+    """Return the library that a dtype belongs to, and its name: torch's own, or whatever numpy takes for one.
+
+    Raises:
+        TypeError: it is none.
+    """
+    torch = _loaded("torch")
+    if torch is not None and isinstance(dtype, torch.dtype):
+        return "torch", _name_of(dtype)
+    return "numpy", _name_of(np.dtype(_EXTENSION_DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype))
+
+
+def _name_of(dtype: Any) -> str:
     if not isinstance(dtype, np.dtype):
         name = str(dtype).removeprefix("torch.")
         return name if name in _SHARED_DTYPES else f"torch:{name}"

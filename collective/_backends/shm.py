@@ -72,6 +72,10 @@ class ShmPlane(AnnouncingPlane):
     def hear(self, rank: int, message: bytes) -> None:
         self._meeting.hear(message)
 
+    def empty(self, nbytes: int) -> np.ndarray:
+        segment = self._segment
+        return super().empty(nbytes) if segment is None or not nbytes else segment.blocks.take(nbytes)
+
     def exchange(self, card: bytes, head: int, on_misfit: Callable[[], None]) -> asyncio.Future[list[bytes]]:
         driver, segment = self._opened()
         if segment is None:

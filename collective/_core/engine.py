@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from collective import scopes
+from collective import scopes, tensors
 from collective._core import rollcall, tree
 from collective._core.agreement import Briefs, Calls, Metas, Record
 from collective._core.cards import Cards
@@ -236,6 +237,13 @@ class Engine:
         if src in self._left:
             self._fail_left(epoch, src)
         return work
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return a new array in memory of the data plane."""
+        kind, name = tensors.kind_and_dtype(dtype)
+        host_dtype = tensors.numpy_dtype(name)
+        memory = self.current.plane.empty(math.prod(shape) * host_dtype.itemsize)
+        return tensors.from_host(memory.view(host_dtype).reshape(shape), kind, dtype=name)
 
     def statistics(self) -> GroupStatistics:
         """Return what the group does and holds now."""
