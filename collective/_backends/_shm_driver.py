@@ -58,7 +58,7 @@ class _Move:
 class _Spin:
     """How long to spin: halved by each wait that was too long for it, restored by one that was not."""
 
-    def __init__(self, most: float, *, crowded: bool) -> None:
+    def __init__(self, most: float, *, crowded: bool = False) -> None:
         self._most = most
         self._crowded = crowded
         self._now = most
@@ -86,7 +86,7 @@ class _Spin:
     def learn(self) -> None:
         """Learn from how long the wait was for which this did not spin long enough: all have come now."""
         short = perf_counter() - self._since < _WAKING + self._most
-        self._now = self._most if short and self._most else self._now / 2
+        self._now = self._most if short else self._now / 2
 
 
 class Driver:
