@@ -104,6 +104,9 @@ class TwoLevelPlane(DataPlane):
         elif self._outer is not None:
             self._outer.hear(self._places.host_of(rank), told)
 
+    def empty(self, nbytes: int) -> np.ndarray:
+        return self._inner.empty(nbytes)
+
     def broadcast(self, array: np.ndarray, root: int) -> asyncio.Future[None]:
         return self._start(self._opened().broadcast(array, root))
 
