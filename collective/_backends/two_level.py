@@ -52,7 +52,7 @@ class TwoLevelPlane(DataPlane):
         self._gate = Gate()
         self._levels: Levels | None = None
         self._line: Line | None = None
-        self._opening = False
+        self._opening: list[asyncio.Task[None]] = []
         self._ended = False
 
     def _make(self, name: str, ranks: Sequence[int], prefix: bytes) -> DataPlane:
@@ -81,19 +81,20 @@ class TwoLevelPlane(DataPlane):
     async def open(self) -> None:
         if self._ended or self._opening:
             raise BackendError(f"two-level: group {self._context.group!r} was opened before")
-        self._opening = True
-        tasks = [asyncio.ensure_future(plane.open()) for plane in self._planes()]
+        self._opening = [asyncio.ensure_future(plane.open()) for plane in self._planes()]
         try:
-            await asyncio.gather(*tasks)
-        except BaseException:
+            await asyncio.gather(*self._opening)
+        except BaseException as error:
             # What one could not do, or was told not to, the other is not to wait for.
+            given_up = self._ended and isinstance(error, asyncio.CancelledError)
             self.abandon()
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.wait(self._opening)
+            task = asyncio.current_task()
+            if given_up and task is not None and not task.cancelling():
+                raise self._abandoned() from None
             raise
         if self._ended:
-            raise BackendError(f"two-level: group {self._context.group!r} was abandoned while it was being formed")
+            raise self._abandoned()
         self._line = line = Line(asyncio.get_running_loop(), self.abandon)
         self._levels = Levels(self._places, self._inner, self._outer, gate=self._gate, watch=line.watch)
 
@@ -131,6 +132,8 @@ class TwoLevelPlane(DataPlane):
         self._end()
         for plane in self._planes():
             plane.abandon()
+        for opening in self._opening:  # Gloo's may be connecting, to a leader that has given up
+            opening.cancel()
 
     async def aclose(self) -> None:
         self._end()
@@ -145,6 +148,9 @@ class TwoLevelPlane(DataPlane):
 
     def _planes(self) -> list[DataPlane]:
         return [self._inner] if self._outer is None else [self._inner, self._outer]
+
+    def _abandoned(self) -> BackendError:
+        return BackendError(f"two-level: group {self._context.group!r} was abandoned while it was being formed")
 
     def _opened(self) -> Levels:
         if self._levels is None or self._ended:
