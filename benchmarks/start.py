@@ -18,9 +18,9 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors import Gang, Role
-from benchmarks.idle import Idle
-from benchmarks.plain import PlainIdle
-from benchmarks.report import Comparison
+from benchmarks.report import Goal, Measure, Summary
+from benchmarks.sides.idle_actor import Idle
+from benchmarks.sides.plain_actor import PlainIdle
 from collective import GroupSpec
 from scheduling import Resources, pack
 
@@ -106,8 +106,13 @@ async def timed(side: Callable[[], Awaitable[None]]) -> float:
     return time.perf_counter() - start
 
 
-async def measure(repeat: int) -> list[Comparison]:
+def measure(repeat: int) -> list[Measure]:
     """Measure all sides in turns."""
+    return asyncio.run(take_turns(repeat))
+
+
+async def take_turns(repeat: int) -> list[Measure]:
+    """Measure all sides in turns, on a Ray of its own."""
     gloo = (GroupSpec("all", roles=("idle",), backend="gloo"),)
     sides: dict[str, Callable[[], Awaitable[None]]] = {
         "gang": lambda: gang(()),
@@ -126,15 +131,17 @@ async def measure(repeat: int) -> list[Comparison]:
                 samples[name].append(await timed(sides[name]))
     finally:
         ray.shutdown()
+    names = {f"start and stop {ACTORS} actors": "", "the same with a gloo group": ", gloo"}
+    peers = {"": "Ray", ", gloo": "Ray, ProcessGroupGloo by hand"}
     return [
-        Comparison(
-            f"start and stop {ACTORS} actors", samples["gang"], "plain Ray async actors", samples["plain"], GOAL
-        ),
-        Comparison(
-            "the same with a gloo group",
-            samples["gang, gloo"],
-            "the same, import torch, ProcessGroupGloo",
-            samples["plain, gloo"],
-            GOAL,
-        ),
+        Measure(
+            what,
+            "s",
+            {
+                "Gangline": Summary.of([[sample] for sample in samples[f"gang{suffix}"]]),
+                peers[suffix]: Summary.of([[sample] for sample in samples[f"plain{suffix}"]]),
+            },
+            [Goal("Gangline", peers[suffix], GOAL)],
+        )
+        for what, suffix in names.items()
     ]
