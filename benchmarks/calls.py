@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from benchmarks.cluster import ray_cluster
 from benchmarks.report import Goal
-from benchmarks.turns import Entry, Plan, Sides, ray_cluster
+from benchmarks.turns import Entry, Plan, Sides
 
 if TYPE_CHECKING:
     from benchmarks.report import Measure
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 REPEAT = 15
 OURS = "Gangline"
 GRAPHS = "Ray Compiled Graphs"
+ROW = 400
+"""Small calls in a row."""
 ARRAYS = {1 << 20: 20, 16 << 20: 5}
 """Bytes of an argument; calls in a row."""
 CROWDING = 4
@@ -22,25 +25,25 @@ CROWDING = 4
 
 def plans() -> list[Plan]:
     """Return what is measured of each side."""
-    one = (200,)
+    one = (ROW,)
     return [
         Plan(
-            "actor to actor, 1 B, round trip",
+            "actor to actor, 1 B (Compiled Graphs: from the driver)",
             {
                 OURS: Entry(OURS, "actor", one),
                 "xoscar": Entry("xoscar", "actor", one),
                 "Ray": Entry("Ray", "actor", one),
-                f"{GRAPHS}, from the driver": Entry(GRAPHS, "driver", one),
+                GRAPHS: Entry(GRAPHS, "driver", one),
                 "Monarch": Entry("Monarch", "actor", one),
             },
             [
                 Goal(OURS, "xoscar", 1 / 10),
                 Goal(OURS, "Ray", 1 / 50),
-                Goal(OURS, f"{GRAPHS}, from the driver", 1 / 3),
+                Goal(OURS, GRAPHS, 1 / 3),
             ],
         ),
         Plan(
-            "driver to actor, 1 B, round trip",
+            "driver to actor, 1 B",
             {
                 OURS: Entry(OURS, "driver", one),
                 "xoscar": Entry("xoscar", "driver", one),
@@ -93,8 +96,8 @@ def crowd(address: str, repeat: int) -> Measure:
         for name, kind in kinds.items():
             sides.add(name, "gangline_crowd", address, kind, actors, ours=True)
         plan = Plan(
-            f"{actors} actors, each calling the next, {CROWDING} times more than cores",
-            {name: Entry(name, "ring", (200,)) for name in kinds},
+            f"{actors} actors, {CROWDING} for each core, each calling the next",
+            {name: Entry(name, "ring", (ROW,)) for name in kinds},
             [Goal(OURS, f"{OURS}, over unix sockets", 1.0)],
         )
         return sides.measure(plan, repeat)

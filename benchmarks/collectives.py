@@ -87,7 +87,7 @@ def stall(sides: Sides) -> Measure:
     """Measure how long the loop is blocked during a large allreduce: on each run the member where it was longest."""
     runs = zip(*sides.ask(OURS, "stall", STALL_BYTES, STALL_RUNS), strict=True)
     samples = [[max(gaps)] for gaps in runs]
-    what = f"longest stall of the loop during an allreduce, {name(STALL_BYTES)}, 2 ranks"
+    what = f"longest stall of the loop in an allreduce, {name(STALL_BYTES)}, 2 ranks"
     return Measure(what, "s", {OURS: Summary.of(samples)}, [Goal(OURS, None, STALL_GOAL)])
 
 
@@ -95,10 +95,10 @@ def memory(sides: Sides) -> list[Measure]:
     """Measure by how much resident memory grows over many operations, on the member where it grows most."""
     seeds = count()
     before, after = (sides.ask(OURS, "mixed", operations, next(seeds)) for operations in MIXED)
-    kinds = ("shared pages shared out among members", "shared pages counted on each member")
+    kinds = ("shared pages shared out", "shared pages counted whole")
     grown = [[late[kind] - early[kind] for early, late in zip(before, after, strict=True)] for kind in (0, 1)]
-    what = f"resident memory after {sum(MIXED):,} mixed operations, beyond that after {MIXED[0]:,}"
+    what = f"memory after {sum(MIXED):,} mixed operations, beyond that after {MIXED[0]:,}"
     return [
-        Measure(f"{what}: {kind}", "MiB", {OURS: Summary.of([[max(growth)]])}, [Goal(OURS, None, MIXED_GOAL)])
+        Measure(f"{what}, {kind}", "MiB", {OURS: Summary.of([[max(growth)]])}, [Goal(OURS, None, MIXED_GOAL)])
         for kind, growth in zip(kinds, grown, strict=True)
     ]

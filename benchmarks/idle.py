@@ -9,8 +9,9 @@ import os
 import time
 from pathlib import Path
 
+from benchmarks.cluster import ray_cluster
 from benchmarks.report import Goal, Measure, Summary
-from benchmarks.turns import Sides, ray_cluster
+from benchmarks.turns import Sides
 
 REPEAT = 3
 ACTORS = 8

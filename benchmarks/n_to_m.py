@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from benchmarks.cluster import ray_cluster
 from benchmarks.report import Goal
-from benchmarks.turns import Entry, Plan, Sides, ray_cluster
+from benchmarks.turns import Entry, Plan, Sides
 
 if TYPE_CHECKING:
     from benchmarks.report import Measure

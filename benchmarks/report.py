@@ -171,7 +171,8 @@ def _remarks(measure: Measure, name: str) -> list[str]:
         verdict = "met" if value <= goal.at_most else "MISSED"
         if goal.difference or goal.peer is None:
             more = " more" if goal.peer else ""
-            remarks.append(f"{which}{number(value)}{more}, goal {number(goal.at_most)} {measure.unit} {verdict}")
+            reached, wanted = quantity(value, measure.unit), quantity(goal.at_most, measure.unit)
+            remarks.append(f"{which}{reached}{more}, goal {wanted} {verdict}")
         else:
             remarks.append(f"{which}{ratio(value)}, goal {ratio(goal.at_most)} {verdict}")
     share = measure.unasked(name)
@@ -181,5 +182,5 @@ def _remarks(measure: Measure, name: str) -> list[str]:
 
 
 def ratio(value: float) -> str:
-    """Return a ratio with two decimals, or three where it is small."""
-    return f"{value:.3f}" if value < 0.1 and round(value, 2) != value else f"{value:.2f}"
+    """Return a ratio with two digits or more."""
+    return f"{value:.2g}" if value < 0.1 else f"{value:.2f}" if value < 10 else number(value)

@@ -18,6 +18,7 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors import Gang, Role
+from benchmarks.cluster import ray_cluster
 from benchmarks.report import Goal, Measure, Summary
 from benchmarks.sides.idle_actor import Idle
 from benchmarks.sides.plain_actor import PlainIdle
@@ -120,8 +121,7 @@ async def take_turns(repeat: int) -> list[Measure]:
         "gang, gloo": lambda: gang(gloo),
         "plain, gloo": lambda: plain(True),
     }
-    ray.init(address="local", num_cpus=ACTORS + 2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
+    with ray_cluster(ACTORS + 2):
         for side in sides.values():  # warm: Ray's own processes, the page cache
             await timed(side)
         samples: dict[str, list[float]] = {name: [] for name in sides}
@@ -129,9 +129,7 @@ async def take_turns(repeat: int) -> list[Measure]:
             names = list(sides) if number % 2 else list(reversed(sides))
             for name in names:
                 samples[name].append(await timed(sides[name]))
-    finally:
-        ray.shutdown()
-    names = {f"start and stop {ACTORS} actors": "", "the same with a gloo group": ", gloo"}
+    titles = {f"start and stop {ACTORS} actors": "", "the same with a gloo group": ", gloo"}
     peers = {"": "Ray", ", gloo": "Ray, ProcessGroupGloo by hand"}
     return [
         Measure(
@@ -143,5 +141,5 @@ async def take_turns(repeat: int) -> list[Measure]:
             },
             [Goal("Gangline", peers[suffix], GOAL)],
         )
-        for what, suffix in names.items()
+        for what, suffix in titles.items()
     ]

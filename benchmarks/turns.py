@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.report import INSTALL, Measure, Summary, is_ours
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from multiprocessing.connection import Connection
 
     from benchmarks.report import Goal
@@ -200,11 +200,7 @@ class Sides:
             "s",
             {label: Summary.of(rows) for label, rows in rounds.items() if self._present(plan.entries[label])},
             plan.goals,
-            {
-                label: self._absent[entry.side]
-                for label, entry in plan.entries.items()
-                if not self._present(entry)
-            },
+            {label: self._absent[entry.side] for label, entry in plan.entries.items() if not self._present(entry)},
             plan.nbytes,
         )
 
@@ -229,22 +225,3 @@ def mpiexec(ranks: int) -> list[str]:
     """Return the command that starts MPI processes; the one beside this Python goes first, as mpich's wheel has it."""
     beside = Path(sys.executable).parent / "mpiexec"
     return [str(beside) if beside.exists() else "mpiexec", "-n", str(ranks)]
-
-
-@contextlib.contextmanager
-def ray_cluster(cpus: int) -> Iterator[str]:
-    """Run a Ray of this benchmark's own and give its address; with more CPUs than there are, where need be."""
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=4 << 30,
-    )
-    try:
-        yield ray.get_runtime_context().gcs_address
-    finally:
-        ray.shutdown()

@@ -9,6 +9,7 @@ import ray
 import uvloop
 
 from actors import Actor, Gang, Role
+from benchmarks.cluster import join
 from benchmarks.side import time_async_row
 from scheduling import Resources
 
@@ -50,7 +51,7 @@ async def serve(turns: Turns) -> None:
 
     async def setup(address: str) -> None:
         nonlocal gang
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        join(address)
         resources = Resources(cpu=0.1)
         roles = (Role("caller", Caller, 1, resources=resources), Role("callee", Callee, FAR, resources=resources))
         gang = await Gang(*roles).__aenter__()

@@ -9,6 +9,7 @@ import ray
 import uvloop
 
 from actors import Actor, Gang, Role
+from benchmarks.cluster import join
 from scheduling import Resources
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ async def serve(turns: Turns) -> None:
     async def setup(address: str, kind: str, actors: int) -> None:
         nonlocal gang
         environment = {"worker_process_setup_hook": only_unix()} if kind == "unix" else None
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
+        join(address, runtime_env=environment)
         gang = await Gang(Role("neighbour", Neighbour, actors, resources=Resources(cpu=0.1))).__aenter__()
         await gang["neighbour"].call_next(10)
 
@@ -70,5 +71,3 @@ async def serve(turns: Turns) -> None:
     if gang is not None:
         await gang.aclose()
     ray.shutdown()
-
-

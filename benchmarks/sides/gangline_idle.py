@@ -9,6 +9,7 @@ import ray
 import uvloop
 
 from actors import Gang, Role
+from benchmarks.cluster import join
 from benchmarks.sides.idle_actor import Idle
 from collective import GroupSpec
 from scheduling import Resources
@@ -27,7 +28,7 @@ async def serve(turns: Turns) -> None:
 
     async def setup(address: str, actors: int) -> None:
         nonlocal gang
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        join(address)
         role = Role("idle", Idle, actors, resources=Resources(cpu=0.1))
         gang = await Gang(role, groups=[GroupSpec("all", roles=("idle",))]).__aenter__()
 

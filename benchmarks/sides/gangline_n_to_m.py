@@ -11,6 +11,7 @@ import ray
 import uvloop
 
 from actors import Actor, Gang, Role
+from benchmarks.cluster import join
 from benchmarks.side import warmth
 from collective import GroupSpec
 from scheduling import Resources
@@ -53,7 +54,7 @@ async def serve(turns: Turns) -> None:
 
     async def setup(address: str, producers: int, consumers: int) -> None:
         nonlocal gang
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        join(address)
         resources = Resources(cpu=0.1)
         gang = await Gang(
             Role("producer", Producer, producers, resources=resources),

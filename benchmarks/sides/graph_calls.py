@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.dag import InputNode, MultiOutputNode
 
+from benchmarks.cluster import join
 from benchmarks.side import time_row
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def main(turns: Turns) -> None:
     actors: list[Any] = []
 
     def setup(address: str) -> None:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        join(address)
         actors.extend(Echo.remote() for _ in range(FAR))
         ray.get([actor.echo.remote(b"x") for actor in actors])
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
+from benchmarks.cluster import join
 from benchmarks.side import time_async_row, time_row
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def main(turns: Turns) -> None:
     actors: list[Any] = []
 
     def setup(address: str) -> None:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        join(address)
         threaded.extend(Threaded.remote() for _ in range(FAR))
         actors.extend(Async.remote() for _ in range(2))
         ray.get([actor.echo.remote(b"x") for actor in (*threaded, *actors)])

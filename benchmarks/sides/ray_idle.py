@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from benchmarks.cluster import join
 from benchmarks.sides.plain_actor import PlainIdle
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def main(turns: Turns) -> None:
     idle: list[Any] = []
 
     def setup(address: str, actors: int) -> None:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        join(address)
         plain = ray.remote(num_cpus=0.1)(PlainIdle)
         idle.extend(plain.remote() for _ in range(actors))
 

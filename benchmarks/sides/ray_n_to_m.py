@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
+from benchmarks.cluster import join
 from benchmarks.side import warmth
 
 if TYPE_CHECKING:
@@ -40,16 +41,14 @@ def main(turns: Turns) -> None:
     consumers: list[Any] = []
 
     def setup(address: str, many: int, few: int) -> None:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        join(address)
         producers.extend(Producer.remote() for _ in range(many))
         consumers.extend(Consumer.remote() for _ in range(few))
 
     def start_round(nbytes: int) -> list[Any]:
         size = len(consumers)
         shares = [producer.make.options(num_returns=size).remote(nbytes, size) for producer in producers]
-        return [
-            consumer.eat.remote(*(share[rank] for share in shares)) for rank, consumer in enumerate(consumers)
-        ]
+        return [consumer.eat.remote(*(share[rank] for share in shares)) for rank, consumer in enumerate(consumers)]
 
     def run(nbytes: int, rounds: int) -> float:
         total = 0
