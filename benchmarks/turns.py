@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from benchmarks.report import Goal
 
+ROOT = Path(__file__).parent.parent
 PATIENCE = 180.0
 """Seconds after which a side that does not answer has failed."""
 
@@ -102,7 +103,7 @@ class Side:
         with Listener(socket, "AF_UNIX", backlog=ranks) as listener:
             for rank in range(1 if launcher else ranks):
                 command = [*launcher, sys.executable, "-m", "benchmarks.side", module, socket, str(rank)]
-                self._processes.append(subprocess.Popen(command, stdout=self._log, stderr=self._log))
+                self._processes.append(subprocess.Popen(command, stdout=self._log, stderr=self._log, cwd=ROOT))
             ready = {}
             for _ in range(ranks):
                 connection = self._accept(listener)
@@ -134,6 +135,9 @@ class Side:
 
     def _failure(self, what: str) -> SideError:
         self._failed = True
+        for process in self._processes:  # its connection ends before it has said why
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)
         self._log.seek(0)
         tail = self._log.read().decode(errors="replace")[-2000:]
         return SideError(f"{self.name} {what}; its last words:\n{tail}")
