@@ -64,7 +64,7 @@ def section(reports: Sequence[dict[str, Any]], measures: dict[str, list[Measure]
     ]
     for report in reports:
         name = report["benchmark"]
-        paragraphs += [f"**{ORDER[name]}**, {report['rounds']} rounds", table(measures[name])]
+        paragraphs += [f"**{ORDER[name]}**, rounds: {report['rounds']}", table(measures[name])]
     return "\n\n".join(paragraphs)
 
 
