@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,14 +43,15 @@ class Side:
     :param ranks: how many processes there are.
     :param launcher: a command that starts all of them, given the command of one (as mpiexec does); by default each is
         started by itself.
-    :param needs: packages without which it is `Missing`.
+    :param needs: packages without which it is `Missing`, as it is without the launcher.
 
     Raises:
         Missing: a package is not installed. SideError: a process failed to start.
     """
 
     def __init__(self, module: str, *, ranks: int = 1, launcher: Sequence[str] = (), needs: Sequence[str] = ()) -> None:
-        if not all(importlib.util.find_spec(name) for name in needs):
+        commands = [command for command in launcher[:1] if shutil.which(command) is None]
+        if commands or not all(importlib.util.find_spec(name) for name in needs):
             raise Missing(INSTALL)
         self.name = module
         self._resources = contextlib.ExitStack()
@@ -109,7 +111,9 @@ class Side:
                 connection = self._accept(listener)
                 self._connections.append(connection)
                 ready[self._receive(connection)] = connection
-        self._connections = [ready[rank] for rank in sorted(ready)]
+        if sorted(ready) != list(range(ranks)):  # an mpiexec that is not of the MPI that the processes use
+            raise self._failure(f"started as the ranks {sorted(ready)}, not as {ranks} ranks")
+        self._connections = [ready[rank] for rank in range(ranks)]
 
     def _accept(self, listener: Listener) -> Connection:
         inner: Any = listener._listener  # type: ignore[attr-defined]  # it has no accept with a timeout

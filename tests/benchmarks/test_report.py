@@ -83,6 +83,11 @@ def test_a_side_that_does_not_start_says_why():
         Side("no_such")
 
 
+def test_a_launcher_that_starts_each_process_alone_is_noticed():
+    with pytest.raises(SideError, match=r"as the ranks \[0\], not as 2 ranks"):
+        Side("standin", ranks=2, launcher=["sh", "-c", '"$@" & exec "$@"', "twice"])
+
+
 def test_our_own_failure_is_raised():
     with Sides() as sides:
         sides.add("Gangline", "standin", ours=True)
