@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from benchmarks.operations import OPERATIONS
 from benchmarks.report import Goal, Measure, Summary
 from benchmarks.turns import Entry, Plan, Sides, mpiexec
-from collective import Group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,8 +55,6 @@ def name(nbytes: int) -> str:
 def plans(ranks: int) -> Iterator[Plan]:
     """Yield what is measured with a number of ranks."""
     arrays = {OURS: "out", EMPTY: "empty", FRESH: "fresh"}
-    if not hasattr(Group, "empty"):
-        del arrays[EMPTY]
     for nbytes, row in ROWS.items():
         for operation in OPERATIONS:
             entries = {

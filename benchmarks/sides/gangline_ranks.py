@@ -91,7 +91,7 @@ def prepare(group: Group, operation: str, nbytes: int, arrays: str) -> Callable[
     """Return an operation with its arrays ready: plain ones ("out"), an input of `group.empty`, or no `out`."""
     given, got = lengths(operation, nbytes, group.size)
     if arrays == "empty":
-        source = group.empty((given,), np.float32)  # type: ignore[attr-defined]  # not every version has it
+        source = group.empty((given,), np.float32)
         source[:] = 1
     else:
         source = np.ones(given, np.float32)
