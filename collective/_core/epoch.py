@@ -65,9 +65,7 @@ class Epoch:
                 interface="127.0.0.1" if tcp is None else tcp[0],
             ),
         )
-        self.pipeline = Pipeline(
-            self.plane, on_done=self.forget, on_failure=partial(engine.on_library_failed, self)
-        )
+        self.pipeline = Pipeline(self.plane, on_done=self.forget, on_failure=partial(engine.on_library_failed, self))
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine that is cancelled when the epoch ends."""
