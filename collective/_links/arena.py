@@ -30,7 +30,7 @@ _SEGMENT: Final = 64 << 20
 _WARM: Final = 256 << 20
 """Bytes of segments in which nothing is used that are kept for later."""
 _LIMIT: Final = 1 << 30
-_DYING_SECONDS: Final = 1.0
+DYING_SECONDS: Final = 1.0
 """For how long a link's end may be the first sign of the other process's death."""
 
 
@@ -178,7 +178,7 @@ class Arena:
 
     def take(self, nbytes: int) -> Extent | None:
         """Return an extent with one use, or None where the limit is reached or the system has no more memory."""
-        self._settle()
+        self.settle()
         with self._lock:
             for segment in self._segments:
                 if not segment.retired and (extent := segment.take(nbytes)) is not None:
@@ -231,15 +231,15 @@ class Arena:
         """
         self._users.discard(user)
         if lent and process >= 0 and not dead:
-            self._dying.append((os.dup(process), monotonic() + _DYING_SECONDS, lent))
+            self._dying.append((os.dup(process), monotonic() + DYING_SECONDS, lent))
         else:
             self._give_up(lent, dead=dead)
-        self._settle()
+        self.settle()
         self._trim()
 
     def statistics(self) -> ArenaStatistics:
         """Return what is used, and by whom."""
-        self._settle()
+        self.settle()
         with self._lock:
             mapped = self._mapped()
             return ArenaStatistics(
@@ -253,6 +253,8 @@ class Arena:
     def drop(self) -> None:
         """Do nothing more, in a forked child."""
         self._dropped = True
+        for process, _, _ in self._dying:
+            os.close(process)
 
     def _mapped(self) -> int:
         return sum(segment.nbytes for segment in self._segments)
@@ -262,8 +264,8 @@ class Arena:
         extent.segment.pages.let_go(key)
         self.release(extent)
 
-    def _settle(self) -> None:
-        """Look whether ends that were silent are dead."""
+    def settle(self) -> None:
+        """See which of the ends that have left are dead, and free what is free. Every other call does this as well."""
         if self._dying and not self._dropped:
             with self._lock:
                 dying, self._dying = self._dying, []
@@ -283,7 +285,7 @@ class Arena:
             self._let_go.append(extent)
 
     def _drain(self) -> None:
-        # A finalizer that comes while somebody, perhaps this very thread, has the lock leaves its work to the next call.
+        # A finalizer that comes while somebody has the lock, perhaps its own thread, leaves its work to the next call.
         while self._let_go and not self._dropped and self._lock.acquire(False):
             try:
                 while self._let_go:
@@ -300,7 +302,7 @@ class Arena:
             segment.blocks.remove((extent.offset, extent))
             self._blocks -= 1
         segment.give_back(extent)
-        if segment.idle and (segment.retired or self._idle() > _WARM):
+        if segment.idle and (segment.retired or not self._users or self._idle() > _WARM):
             self._remove(segment)
 
     def _idle(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from collective._core.offload import LONG, offload
 from collective._links import mapping
-from collective._links.arena import Extent, arena
+from collective._links.arena import DYING_SECONDS, Extent, arena
 from collective._links.wire import FORGET, REFERENCE, SHOWN, WireError, frame_head
 from collective.abc import LARGE
 
@@ -90,6 +90,8 @@ class Lender:
             self._closed = True
             lent, self._lent = list(self._lent.values()), {}
             self._arena.leave(self, lent, process, dead=dead)
+            if lent and not self._loop.is_closed():
+                self._loop.call_later(DYING_SECONDS, self._arena.settle)
 
     def _forget(self, number: int) -> None:
         if number in self._shown and not self._closed:
