@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from collective._links.incoming import Incoming, fresh_memory
-from collective._links.wire import CREDIT, GRANT, WireError, frame_head
+from collective._links.wire import CREDIT, GRANT, PLAIN, STANDING, WireError, frame_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -220,8 +220,8 @@ class Inbox:
             return
         if self._on_message is not None or (self._waiters and not self._messages):
             arriving.granted = True
-            plain = int(self._allocate is not None)  # It is to come as data, straight into the memory given.
-            self._channel.mux.urge(frame_head(GRANT, self._channel.id, count=arriving.serial, head=plain))
+            how = (self._allocate is not None and PLAIN) | (self._on_message is not None and STANDING)
+            self._channel.mux.urge(frame_head(GRANT, self._channel.id, count=arriving.serial, head=how))
 
     def complete(self, arriving: Incoming) -> None:
         """Hand over a message that came in pieces."""

@@ -343,10 +343,10 @@ class Mux(Link):
             found.outbox.add_credit(credit)
             self.ready(found)
 
-    def on_grant(self, channel: int, serial: int, *, plain: bool) -> None:
+    def on_grant(self, channel: int, serial: int, how: int) -> None:
         found = self._find(channel)
         if found is not None:
-            found.outbox.grant(serial, plain=plain)
+            found.outbox.grant(serial, how)
             self.ready(found)
 
     def on_lend(self, channel: int, references: list[Reference]) -> None:

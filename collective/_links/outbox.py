@@ -17,6 +17,8 @@ from collective._links.wire import (
     MESSAGE,
     MOST_BUFFERS,
     MOST_BYTES,
+    PLAIN,
+    STANDING,
     TOTAL,
     WITHDRAW,
     Frame,
@@ -57,7 +59,8 @@ class Outgoing:
     """A message that waits for credit, for its turn, or for the other end to ask for it.
 
     One of at most LARGE bytes goes out whole; one within the window goes out in pieces, as far as credit allows; one
-    beyond the window announces itself and goes on, free of charge, once the other end grants it.
+    beyond the window announces itself and goes on, free of charge, once the other end grants it. Where that delivers by
+    callback, and so grants whatever comes, one message goes ahead of its grant.
     """
 
     def __init__(self, header: bytes, buffers: Sequence[Piece], window: int, done: asyncio.Future[None]) -> None:
@@ -155,6 +158,10 @@ class Outbox:
         self._queue: deque[bytes | Outgoing] = deque()
         self._waiting = 0
         self._starts = 0
+        self._how = 0
+        """What the last grant said beside its serial."""
+        self._ahead = 0
+        """The message that goes ahead of its grant."""
         self._last: Outgoing | None = None
         self._close_frame: bytes | None = None
 
@@ -219,13 +226,24 @@ class Outbox:
         if self._credit > self._window:
             raise WireError(f"{self._credit} bytes of credit on a channel with a window of {self._window}")
 
-    def grant(self, serial: int, *, plain: bool) -> None:
-        """Let a message beyond the window go, now that the other end asks for it; all of it as data where `plain`."""
+    def grant(self, serial: int, how: int) -> None:
+        """Let a message beyond the window go, now that the other end asks for it."""
+        self._how = how
+        if serial == self._ahead:
+            self._ahead = 0
         head = self._queue[0] if self._queue else None
-        # Any other serial is that of a message that was withdrawn while its grant was under way.
-        if isinstance(head, Outgoing) and head.serial == serial:
-            head.granted = True
-            head.lendable &= not plain
+        # Any other serial is that of a message that went ahead of its grant, or was withdrawn.
+        if isinstance(head, Outgoing) and head.serial and not head.eager and not head.granted:
+            self._permit(head, asked=head.serial == serial)
+
+    def _permit(self, message: Outgoing, *, asked: bool) -> None:
+        """Let a message beyond the window go if the other end asked for it, or takes whatever comes: one at a time."""
+        if not asked:
+            if self._ahead or not self._how & STANDING:
+                return
+            self._ahead = message.serial
+        message.granted = True
+        message.lendable &= not self._how & PLAIN
 
     def sendable(self) -> bool:
         """Whether `next_frame` has something."""
@@ -279,6 +297,8 @@ class Outbox:
             start = head.start(self._channel.id, self._starts)
             if head.eager:
                 self._credit -= head.start_cost
+            else:
+                self._permit(head, asked=False)
             if not head.left:
                 self._pop(head)
                 head.written()

@@ -36,6 +36,10 @@ OPEN, MESSAGE, POST, START, DATA, CREDIT, GRANT, WITHDRAW, CLOSE, BYE, LEND, REL
 PREFIX_FOLLOWS = 1
 """Flag of START: the prefix does not fit there; it is the first part of the data."""
 
+PLAIN, STANDING = 1, 2
+"""What a GRANT says beside its serial: all is to come as data, into memory that the receiver gives; and of the next
+messages beyond the window one may always come before it is granted."""
+
 CHUNK = 128 << 10
 """Most payload bytes of a DATA frame: what a small frame may have to wait behind."""
 INLINE = 128 << 10
