@@ -14,7 +14,7 @@ import os
 import select
 import threading
 import weakref
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from time import monotonic
 from typing import Final, Protocol
@@ -53,7 +53,7 @@ class User(Protocol):
 class Extent:
     """A part of a segment. Free when `uses` is 0."""
 
-    __slots__ = ("nbytes", "offset", "owned", "segment", "size", "uses")
+    __slots__ = ("is_block", "nbytes", "offset", "owned", "segment", "size", "uses")
 
     def __init__(self, segment: Segment, offset: int, nbytes: int) -> None:
         self.segment = segment
@@ -61,8 +61,9 @@ class Extent:
         self.nbytes = nbytes
         self.size = round_up(nbytes)
         self.uses = 1
+        self.is_block = False
         self.owned = False
-        """Whether somebody here may still write to it."""
+        """Whether it is a block whose owner has not let go."""
 
     @property
     def array(self) -> np.ndarray:
@@ -168,12 +169,12 @@ class Arena:
                 f"no {nbytes} bytes of shared memory: the arena may have {self.limit}, set by GANGLINE_ARENA_BYTES"
             )
         owned = extent.array.view(_Owned)
-        key = extent.segment.pages.keep(extent.offset, extent.offset + nbytes)
-        weakref.finalize(owned, self._disown, extent, key).atexit = False
         with self._lock:
-            extent.owned = True
+            key = extent.segment.pages.keep(extent.offset, extent.offset + nbytes)
+            extent.is_block = extent.owned = True
             insort(extent.segment.blocks, (extent.offset, extent), key=_offset)
             self._blocks += 1
+        weakref.finalize(owned, self._disown, extent, key).atexit = False
         return Block(owned.data)
 
     def take(self, nbytes: int) -> Extent | None:
@@ -298,8 +299,8 @@ class Arena:
         if extent.uses:
             return
         segment = extent.segment
-        if (extent.offset, extent) in segment.blocks:
-            segment.blocks.remove((extent.offset, extent))
+        if extent.is_block:
+            del segment.blocks[bisect_left(segment.blocks, extent.offset, key=_offset)]
             self._blocks -= 1
         segment.give_back(extent)
         if segment.idle and (segment.retired or not self._users or self._idle() > _WARM):

@@ -59,7 +59,7 @@ class Borrower:
     @property
     def nbytes(self) -> int:
         """Bytes that somebody here holds."""
-        return sum(self._held.values())
+        return sum(list(self._held.values()))  # At once: other threads let go of some.
 
     def adopt(self, number: int, nbytes: int, descriptor: int) -> None:
         """Take a segment that the other end shows; takes over the descriptor. Raises: WireError."""
@@ -88,6 +88,7 @@ class Borrower:
         """The link has ended: nothing goes back any more, and what is held stays readable."""
         self._closed = True
         self._segments.clear()
+        self._urge = self._look = _do_nothing  # What is held refers to this object, and shall not keep the link.
 
     drop = close
 
@@ -128,6 +129,10 @@ class Borrower:
         while self._released and not self._closed:
             count = min(len(self._released), _MOST_RELEASED)
             self._urge(encode_release([self._released.popleft() for _ in range(count)]))
+
+
+def _do_nothing(*_: object) -> None:
+    """Stand in for what a link that has ended did."""
 
 
 def private(buffer: memoryview) -> memoryview:
