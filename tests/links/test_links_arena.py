@@ -21,7 +21,7 @@ from test_links_shm import carrier
 from collective._links import arena as arenas
 from collective._links import mapping, ring
 from collective._links import wire as w
-from collective._links.arena import Arena, Segment
+from collective._links.segments import Segment
 from collective.abc import LARGE
 from collective.errors import LinkBroken
 from collective.links import allocate, arena_statistics, open_endpoint, private
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from collective._links.arena import Arena
     from collective.abc import Channel, Message
 
 pytestmark = pytest.mark.skipif(not ring.usable(), reason="rings need the store order of x86")
