@@ -176,6 +176,7 @@ class ShmCarrier(SwitchingCarrier):
 
     def _woken(self) -> None:
         assert self._region is not None
+        self.outlook.woken()
         try:
             os.eventfd_read(self._region.wake)
         except BlockingIOError:
