@@ -11,13 +11,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
+_START: Final = 0.7
 _PROMISING: Final = 0.4
+"""Shares of tries that were won: what is taken for granted at first, and from where on it is tried each time."""
 _PROBE: Final = (4, 1024)
-"""Where it does not look promising, one is tried after so many messages that woke a link soon after it fell asleep: at
-first, and at most, after tries that were lost again."""
-_SOON: Final = 200e-6
-"""Seconds of sleep that suggest that spinning might have won: waking alone takes some tens of microseconds, at both
-ends."""
+"""Where it does not look promising it is tried afresh, twice at least, after so many messages that woke the link soon
+after it fell asleep: at first, and at most, where those tries were lost again."""
+_SOON: Final = 1e-3
+"""Seconds of sleep that suggest that spinning might have won, had both ends done so: with several peers, each wake-up
+takes tens of microseconds at both ends."""
 
 
 class Outlook:
@@ -27,7 +29,7 @@ class Outlook:
         self.sent = False
         """Whether a message was sent after the last one that was received."""
         self._possible = possible
-        self._wins = [0.7, 0.7]
+        self._wins = [_START, _START]
         self._asleep_since = 0.0
         self._soon = 0
         self._probe = _PROBE[0]
@@ -42,6 +44,7 @@ class Outlook:
                 return False
             self._soon = 0
             self._probe = min(2 * self._probe, _PROBE[1])
+            self._wins[self.sent] = _START
         self._trying = int(self.sent)
         return True
 

@@ -2,8 +2,11 @@
 
 A link is awake or asleep. An awake one is looked at in every turn of the loop; its peer need not wake it. When none has
 anything new, the poller spins for a moment on those for which that is worth while, a few microseconds in each turn so
-that the loop goes on meanwhile; then it lets them sleep, and their eventfds wake the loop's own selector. So a
-loop whose links are quiet uses no CPU.
+that the loop goes on meanwhile, and gives way between looks; then it lets them sleep, and their eventfds wake the
+loop's own selector. So a loop whose links are quiet uses no CPU.
+
+Giving way serves peers that share a CPU with this process, and costs a time slice where the CPU is shared with somebody
+who computes: whoever sleeps is woken before such, and whoever gave way is not. Then nothing spins for a while.
 """
 
 from __future__ import annotations
@@ -26,12 +29,12 @@ _SLICE: Final = 8e-6
 """Seconds of that within one turn of the loop: what anything else that becomes ready meanwhile has to wait."""
 _LOOK: Final = 4e-6
 """Seconds that one look is counted at most: what is beyond went to others who needed this CPU."""
-_CROWDED: Final = 200e-6
-"""Seconds that giving way took where it was to somebody who computes. A peer, too, gives way sooner than that."""
-_REST: Final = (1e-3, 1.0)
+_CROWDED: Final = 1e-3
+"""Seconds that giving way takes where it was to somebody who computes; peers and the kernel are done sooner."""
+_REST: Final = (1e-3, 0.1)
 """Seconds without spinning after that: at first, and at most, doubled where it happens again soon."""
 _SOON: Final = 10
-"""How many times the last rest is "soon"."""
+"""Within so many times the last rest is soon."""
 
 
 class Pollable(Protocol):
