@@ -37,7 +37,7 @@ async def death_ends_what_is_pending(world: World) -> None:
     pending = [call(group) for call in calls.values() for group in survivors]
     for group in survivors:
         pending += [group.recv(rank, tag=4) for rank in world.ranks]
-        pending.append(group.send(np.ones(100_000), dead, tag=5))
+        pending.append(group.send(np.ones(1_000_000), dead, tag=5))  # more than is ever buffered
     theirs = world.groups[dead].recv(0, tag=6)
     await turns()
     world.endpoints[dead].abort()
