@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from collective._backends._shm_blocks import SPAN, Blocks, map_shared, unshare
+from collective._backends._shm_blocks import SPAN, Blocks
 from collective._links import forks
+from collective._links.mapping import PAGE, SEALS, Access, MemoryFile, is_sealed, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_PAGE: Final = 4096
 _LINE: Final = 512
 """Bytes of the head that each member has, so that no cache line, nor a prefetched neighbour, has two writers."""
 _POSTED, _AWAITED, _PROCESS = 0, 16, 32
 """Words in a member's line: phases that it has posted; the phase that it sleeps for, or 0; its process id."""
-_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Geometry:
@@ -38,19 +37,19 @@ class Geometry:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.chunk = max(64 << 10, _pages(min(1 << 20, (4 << 20) // size)))
-        self._row = _pages(8 * size)
-        self._result = _pages(self.chunk // size + 16)
+        self.chunk = max(64 << 10, round_up(min(1 << 20, (4 << 20) // size)))
+        self._row = round_up(8 * size)
+        self._result = round_up(self.chunk // size + 16)
         """Bytes of the largest shard of a chunk, which has an element more than the chunk's even parts."""
         self._slot = self._row + self.chunk + self._result
-        self._head = _PAGE + _pages(size * _LINE)
+        self._head = PAGE + round_up(size * _LINE)
         self.nbytes = self._head + 2 * size * self._slot
         """Bytes of head and slots; the spans of the members' blocks come behind."""
         self.file_bytes = self.nbytes + size * SPAN
 
     def line(self, rank: int) -> int:
         """Return where a member's words begin, in words."""
-        return (_PAGE + rank * _LINE) // 8
+        return (PAGE + rank * _LINE) // 8
 
     def slot(self, rank: int, which: int) -> tuple[slice, slice, slice]:
         """Return where a slot's row of sizes, its chunk and its result are."""
@@ -66,7 +65,7 @@ def create_memory(geometry: Geometry, nonce: bytes) -> int:
     try:
         os.ftruncate(fd, geometry.file_bytes)  # untouched pages take no memory
         os.pwrite(fd, nonce, 0)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     except BaseException:
         os.close(fd)
         raise
@@ -75,11 +74,7 @@ def create_memory(geometry: Geometry, nonce: bytes) -> int:
 
 def is_genuine(fd: int, geometry: Geometry, nonce: bytes) -> bool:
     """Whether a descriptor is of the memory file that a member made with this nonce."""
-    try:
-        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
-    except OSError:  # no memory file
-        return False
-    return sealed and os.fstat(fd).st_size == geometry.file_bytes and os.pread(fd, len(nonce), 0) == nonce
+    return is_sealed(fd, geometry.file_bytes) and os.pread(fd, len(nonce), 0) == nonce
 
 
 class Segment:
@@ -95,8 +90,9 @@ class Segment:
         self.size = geometry.size
         self.bell = bells[rank]
         self._bells: list[int] = list(bells)
-        self._address, self._bytes = map_shared(memory, 0, geometry.nbytes)
-        self.blocks = Blocks(os.dup(memory), start=geometry.nbytes, rank=rank, size=self.size)
+        file = MemoryFile(os.dup(memory), geometry.file_bytes)
+        self._bytes, _ = file.map(Access.WRITE, nbytes=geometry.nbytes)
+        self.blocks = Blocks(file, start=geometry.nbytes, rank=rank, size=self.size)
         head = geometry.slot(0, 0)[0].start
         self._words = self._bytes.data[:head].cast("Q")
         lines = [geometry.line(other) for other in range(self.size)]
@@ -188,11 +184,10 @@ class Segment:
         self.rows, self.chunks, self.results, self.shown = [], [], [], []
 
     def drop(self) -> None:
-        """Let go in a forked child: private zeros take the memory's place, as arrays may still point there."""
+        """Let go in a forked child, which finds zeros in the memory's place (`mapping`)."""
         for bell in self._bells:
             os.close(bell)
         self._bells = []
-        unshare(self._address, self.geometry.nbytes)
 
     def _pass_fence(self) -> None:
         # A store, then a load of what another member stores: without a full fence between them, both may miss the
@@ -206,8 +201,3 @@ class Segment:
         return words[self._own + _POSTED] >= phase and all(
             words[line + _POSTED] >= phase for _, line in self._others if line != without
         )
-
-
-def _pages(nbytes: int) -> int:
-    """Round up to whole pages."""
-    return -(-nbytes // _PAGE) * _PAGE

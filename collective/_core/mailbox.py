@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 EAGER = 16 << 20
 """Bytes that a sender has buffered at one receiver before it offers small messages too."""
-LENT = 64 << 20
+LENT = 8 << 20
 """Bytes that a sender has in shared memory for one receiver before it offers larger messages."""
 
 
