@@ -20,9 +20,10 @@ from collective import tensors
 from collective._core.budget import Budget
 from collective._core.offload import LONG, offload
 from collective._core.operands import Spec, as_bytes, copies, describe, flat
+from collective._links.arena import arena
+from collective._links.borrowing import private
 from collective.abc import LARGE
 from collective.errors import CollectiveError
-from collective.links import allocate, private
 from collective.work import Work
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class Mailbox:
     @staticmethod
     def _copy_to_share(tensor: Any, spec: Spec) -> memoryview | None:
         try:
-            memory = allocate(spec.nbytes).memory
+            memory = arena().allocate(spec.nbytes).memory
         except MemoryError:
             return None
         np.copyto(np.frombuffer(memory, np.uint8), as_bytes(flat(tensor)))
