@@ -303,6 +303,8 @@ async def call(target: Target, method: Method, name: str, args: tuple[Any, ...],
     try:
         if made.place is not None:
             await made.leave()
+        elif (link := made.connection.link) is not None:
+            link.linger(made.reply.done)
         await made.reply
     except BaseException:
         made.cancel(forget=True)

@@ -123,6 +123,14 @@ class Link(ABC):
         serving, or that the credential does not open, ends the channel with PortRefused.
         """
 
+    def linger(self, until: Callable[[], bool]) -> None:
+        """Take what comes at once, for some microseconds, while `until()` is false and this looks worth while.
+
+        For who has just sent something and can do nothing before the answer: that then needs no turn of the loop.
+        Callbacks of channels may run within this call. A kind of link that cannot look without waiting does nothing.
+        """
+        return
+
     @abstractmethod
     def on_close(self, callback: Callable[[Exception], None]) -> None:
         """Call back once, on the loop, when the link ends: LinkClosed or LinkBroken; soon, if it already has."""

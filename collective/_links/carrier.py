@@ -78,6 +78,10 @@ class Carrier(ABC):
         """Write one small frame, where there is room for all of it and nothing waits before it; return whether so."""
         return False
 
+    def linger(self, until: Callable[[], bool]) -> None:
+        """As `Link.linger`."""
+        return
+
     @abstractmethod
     def detach(self) -> None:
         """Copy what waits to be written, so that the memory it came from may be changed."""

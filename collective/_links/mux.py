@@ -108,6 +108,10 @@ class Mux(Link):
     def kind(self) -> str:  # type: ignore[override]  # One class serves all kinds, and a carrier may turn to another.
         return self.carrier.kind
 
+    def linger(self, until: Callable[[], bool]) -> None:
+        if self._error is None:
+            self.carrier.linger(until)
+
     def open(self, port: str, payload: bytes = b"", *, window: int = WINDOW) -> Channel:
         if self._error is not None:
             raise type(self._error)(*self._error.args)

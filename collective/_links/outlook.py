@@ -17,6 +17,8 @@ _PROMISING: Final = 0.4
 _PROBE: Final = (4, 1024)
 """Where it does not look promising it is tried afresh, twice at least, after so many messages that woke the link soon
 after it fell asleep: at first, and at most, where those tries were lost again."""
+_RETRY: Final = 64
+"""Of so many chances to linger that do not look promising one is tried."""
 _SOON: Final = 1e-3
 """Seconds of sleep that suggest that spinning might have won, had both ends done so: with several peers, each wake-up
 takes tens of microseconds at both ends."""
@@ -34,6 +36,8 @@ class Outlook:
         self._soon = 0
         self._probe = _PROBE[0]
         self._trying: int | None = None
+        self._lingering = _START
+        self._passed = 0
 
     def worth_while(self) -> bool:
         """Return whether to spin now; it is tried then."""
@@ -64,6 +68,17 @@ class Outlook:
         if self._trying is not None:
             self._wins[self._trying] *= 0.75
             self._trying = None
+
+    def worth_lingering(self) -> bool:
+        """Return whether to linger now: where that mostly loses, it is tried now and then."""
+        if self._lingering >= _PROMISING:
+            return True
+        self._passed += 1
+        return self._passed % _RETRY == 0
+
+    def lingered(self, *, won: bool) -> None:
+        """Learn whether what was lingered for came."""
+        self._lingering += ((1.0 if won else 0.0) - self._lingering) / 8
 
     def sleeps(self, now: float) -> None:
         """Take note that the link waits asleep from now on."""

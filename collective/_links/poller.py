@@ -20,6 +20,7 @@ from collective._links.ring import fence
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from collective._links.outlook import Outlook
 
@@ -27,6 +28,10 @@ BUDGET: Final = 50e-6
 """Seconds of this process's own time that waiting for peers may spin."""
 _SLICE: Final = 8e-6
 """Seconds of that within one turn of the loop: what anything else that becomes ready meanwhile has to wait."""
+_LINGER: Final = 40e-6
+"""Seconds that somebody lingers on one link."""
+_STARVED: Final = 1e-3
+"""Seconds for which those who linger, one after the other, may keep the loop from its next turn."""
 _LOOK: Final = 4e-6
 """Seconds that one look is counted at most: what is beyond went to others who needed this CPU."""
 _CROWDED: Final = 1e-3
@@ -76,6 +81,8 @@ class Poller:
         self._rest = 0.0
         """How long the last rest from spinning is."""
         self._resting_until = 0.0
+        self._turned = 0.0
+        """When the loop last came here."""
         self.links = 0
 
     def wake(self, link: Pollable) -> None:
@@ -107,6 +114,25 @@ class Poller:
         if link.stirred():
             self.wake(link)
 
+    def linger(self, link: Pollable, until: Callable[[], bool]) -> None:
+        """Look at a link that is awake at once, instead of in the next turns of the loop; for `Link.linger`."""
+        began = looked = perf_counter()
+        if began < self._resting_until or began - self._turned > _STARVED or not link.outlook.worth_lingering():
+            return
+        end = began + _LINGER
+        while looked < end:
+            if link.stirred():
+                link.poll()
+                if until() or not link.awake:
+                    link.outlook.lingered(won=True)
+                    return
+            sched_yield()
+            now = perf_counter()
+            if now - looked > _CROWDED:
+                self._begin_rest(now)
+            looked = now
+        link.outlook.lingered(won=False)
+
     def forget(self, link: Pollable) -> None:
         """Look at a link no more."""
         if link.awake:
@@ -120,6 +146,7 @@ class Poller:
 
     def _turn(self) -> None:
         self._scheduled = False
+        self._turned = perf_counter()
         try:
             if self._poll_all():
                 self._since = 0.0

@@ -128,6 +128,10 @@ class ShmCarrier(SwitchingCarrier):
             self._put_frames()
         return True
 
+    def linger(self, until: Callable[[], bool]) -> None:
+        if self.awake:
+            self._poller.linger(self, until)
+
     # What the poller calls.
 
     def poll(self) -> bool:
