@@ -472,7 +472,8 @@ class Engine:
 
     def _fail_left(self, epoch: Epoch, rank: int) -> None:
         """Fail what needs a member that has closed its group."""
-        if epoch.fault is None and (
+        # Also where the epoch was cut already: it may have to be cut before that.
+        if not epoch.broken and (
             any(place >= self._left[rank] for place in epoch.pending) or epoch.mailbox.waits_for(rank)
         ):
             self._cut(epoch, self._left[rank], partial(self._peer_lost, rank, _LEFT))
