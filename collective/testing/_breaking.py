@@ -215,10 +215,9 @@ async def calls_during_a_reset(world: World) -> None:
         while group.epoch == 0:  # noqa: ASYNC110 (there is no event to wait for)
             await asyncio.sleep(0)
         early.append(group.allreduce(np.ones(2)))
-    for work in [*early, *resets]:
-        await work
+    await asyncio.gather(*resets)
     for work in early:
-        check_array(work.result(), np.full(2, float(world.size)), "numpy")
+        check_array(await work, np.full(2, float(world.size)), "numpy")
     await works_again(world)
 
 
