@@ -65,8 +65,9 @@ class Dispatcher:
             for call in list(session.running.values()):
                 call.end(Ending.CLOSING)
         try:
-            while self._tasks:
-                await asyncio.wait(self._tasks)
+            # A call that somebody else's cancellation ended before its first step has not said that it ended.
+            while running := [task for task in self._tasks if not task.done()]:
+                await asyncio.wait(running)
             await self.workers.aclose()
         finally:
             for session in sessions:

@@ -12,7 +12,6 @@ from collective import scopes, tensors
 from collective._backends import settle
 from collective._core import rollcall, tree
 from collective._core.agreement import Briefs, Calls, Metas, Record
-from collective._core.cards import Cards
 from collective._core.epoch import Epoch
 from collective._core.fabric import Fabric
 from collective._core.operations import Disagreement, Operation
@@ -174,7 +173,7 @@ class Engine:
         if self.size == 1 or epoch.refuses(place):
             return
         what = f"{name}, which failed with {type(error).__name__}: {error}"
-        epoch.agreement.announce(place, Record(f"failed on {self.rank}".encode(), what, where, True))
+        epoch.announce(place, Record(f"failed on {self.rank}".encode(), what, where, True))
 
     def submit(self, place: int, operation: Operation, where: str) -> Work[Any]:
         """Announce a collective at a place and return its completion."""
@@ -188,10 +187,7 @@ class Engine:
         epoch.pending[place] = pending
         for rank in list(self._left):
             self._fail_left(epoch, rank)
-        if isinstance(epoch.agreement, Cards):
-            epoch.agreement.announce(place, record, operation.meta, operation.brief())
-        else:
-            epoch.agreement.announce(place, record, operation.meta)
+        epoch.announce(place, record, operation.meta, operation.brief() if epoch.shows_briefs else None)
         if not work.done():
             scopes.note(work, self)
             if not pending.agreed:
@@ -472,7 +468,8 @@ class Engine:
 
     def _fail_left(self, epoch: Epoch, rank: int) -> None:
         """Fail what needs a member that has closed its group."""
-        if epoch.fault is None and (
+        # Also where the epoch was cut already: it may have to be cut before that.
+        if not epoch.broken and (
             any(place >= self._left[rank] for place in epoch.pending) or epoch.mailbox.waits_for(rank)
         ):
             self._cut(epoch, self._left[rank], partial(self._peer_lost, rank, _LEFT))

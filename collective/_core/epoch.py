@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
 
-    from collective._core.agreement import Calls
+    from collective._core.agreement import Calls, Record
     from collective._core.engine import Engine
     from collective._core.pipeline import Pending
 
@@ -35,6 +35,8 @@ class Epoch:
         self.on_end: list[Callable[[str], None]] = []
         self._cut: int | None = None
         """Set where the epoch is broken from a place on, and what comes before it still completes."""
+        self._held: list[tuple[int, Record, Any, bytes | None]] | None = []
+        """What was announced before the epoch began; None from then on."""
         self._on_drained = partial(engine.on_drained, self)
         self._fabric = engine.fabric
         post = engine.fabric.post
@@ -61,6 +63,7 @@ class Epoch:
             ),
         )
         self.agreement = self._make_agreement(engine)
+        self.shows_briefs = isinstance(self.agreement, Cards)
         self.pipeline = Pipeline(
             self.plane,
             on_issued=self.agreement.issued if isinstance(self.agreement, Cards) else None,
@@ -112,6 +115,21 @@ class Epoch:
         if not self.refuses(place):
             self.fault, self._cut = error, place
 
+    def announce(self, place: int, record: Record, meta: Any = None, brief: bytes | None = None) -> None:
+        """Say what this member called at a place, once the epoch has begun."""
+        if self._held is not None:
+            self._held.append((place, record, meta, brief))
+        elif isinstance(self.agreement, Cards):
+            self.agreement.announce(place, record, meta, brief)
+        else:
+            self.agreement.announce(place, record, meta)
+
+    def begin(self) -> None:
+        """All members have opened it: go on with what was called in another task meanwhile."""
+        held, self._held = self._held or [], None
+        for said in held:
+            self.announce(*said)
+
     @property
     def drained(self) -> bool:
         """Whether the epoch was cut, and nothing before the cut is pending or can still be called."""
@@ -135,7 +153,7 @@ class Epoch:
 
     def end(self, error: Callable[[], Exception], why: str) -> None:
         """Fail all that is pending, each with an error of its own, and end the groups split from this one."""
-        self._cut = None
+        self._cut = self._held = None
         self.agreement.end()
         self.pipeline.clear()
         pending, self.pending = self.pending, {}

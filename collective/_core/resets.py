@@ -39,6 +39,7 @@ class Resets:
             engine.raise_lost()
             raise
         await self._join("open")
+        engine.current.begin()
 
     async def reset(self) -> None:
         """Drop what is pending and start a new epoch; callers while one is under way join it."""

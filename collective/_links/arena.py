@@ -152,8 +152,10 @@ class Arena:
         :param dead: whether the other end is known to be dead.
         """
         self._users.discard(user)
-        if lent and process >= 0 and not dead:
-            self._dying.append((os.dup(process), monotonic() + DYING_SECONDS, lent))
+        watched = _copy_of(process) if lent and not dead else -1
+        if watched >= 0:
+            with self._lock:
+                self._dying.append((watched, monotonic() + DYING_SECONDS, lent))
         else:
             self._give_up(lent, dead=dead)
         self.settle()
@@ -193,9 +195,10 @@ class Arena:
                 dying, self._dying = self._dying, []
             for entry in dying:
                 process, deadline, lent = entry
-                dead = bool(select.select([process], [], [], 0)[0])
+                dead = _has_ended(process)
                 if not dead and monotonic() < deadline:
-                    self._dying.append(entry)
+                    with self._lock:
+                        self._dying.append(entry)
                     continue
                 os.close(process)
                 self._give_up(lent, dead=dead)
@@ -243,6 +246,21 @@ class Arena:
         segment.file.close()
         for user in list(segment.users):
             user.segment_gone(segment.number)
+
+
+def _copy_of(process: int) -> int:
+    """Return a descriptor of one's own for a process, or -1 where there is none to have."""
+    try:
+        return os.dup(process) if process >= 0 else -1
+    except OSError:  # No descriptors are left: nobody will know whether the process is dead.
+        return -1
+
+
+def _has_ended(process: int) -> bool:
+    """Whether the process of a pidfd has."""
+    poll = select.poll()  # Not select(), which takes no descriptor beyond 1023.
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _offset(entry: tuple[int, Extent]) -> int:

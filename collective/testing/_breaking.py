@@ -206,5 +206,20 @@ async def cancelled_reset_can_be_repeated(world: World) -> None:
     await works_again(world)
 
 
+@check(sizes=(1, 2, 3))
+async def calls_during_a_reset(world: World) -> None:
+    """What a task calls while another one waits for the reset belongs to the new epoch, and completes in it."""
+    resets = [asyncio.create_task(_reset(group)) for group in world.groups]
+    early: list[Work[Any]] = []
+    for group in world.groups:
+        while group.epoch == 0:  # noqa: ASYNC110 (there is no event to wait for)
+            await asyncio.sleep(0)
+        early.append(group.allreduce(np.ones(2)))
+    await asyncio.gather(*resets)
+    for work in early:
+        check_array(await work, np.full(2, float(world.size)), "numpy")
+    await works_again(world)
+
+
 async def _reset(group: Group) -> None:
     await group.reset()

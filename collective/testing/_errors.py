@@ -14,6 +14,7 @@ from collective.errors import (
     GroupBroken,
     GroupClosed,
     GroupError,
+    PeerLost,
     WrongThread,
 )
 from collective.testing._arrays import DTYPES, check_array, dtype_of
@@ -312,3 +313,17 @@ async def leaving_does_not_hang_the_others(world: World) -> None:
         check_array(await work, np.full(1, float(world.size)), "numpy")
     for group in others:
         assert isinstance(await outcome(attempt(group.barrier)), GroupError)
+
+
+@check(sizes=(2, 3))
+async def leaving_after_a_disagreement(world: World) -> None:
+    """What a mismatch left to complete fails at once where a member closes the group without having called it."""
+    *others, leaver = world.groups
+    early = [group.barrier() for group in others]
+    waiting = [group.recv(leaver.rank, tag=9) for group in others]
+    refused(ValueError, others[0].reduce, np.ones(1), 17)
+    await outcomes(waiting)  # the mismatch is known to all
+    await leaver.aclose()
+    async with asyncio.timeout(5):
+        for error in await outcomes(early):
+            assert isinstance(error, PeerLost), f"got {error!r}"

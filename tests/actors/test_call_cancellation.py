@@ -296,6 +296,31 @@ def test_closing_an_actor_can_be_given_up(kind: str) -> None:
     run(kind, main())
 
 
+def test_closing_does_not_wait_for_what_never_began(kind: str) -> None:
+    async def main() -> None:
+        async with team(kind, Waiter) as workers:
+            loop = asyncio.get_running_loop()
+            stillborn: list[asyncio.Task[Any]] = []
+
+            def make(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+                task = asyncio.Task(coro, loop=loop, **options)
+                if coro.__qualname__ == "Running.run":
+                    stillborn.append(task)
+                    task.cancel()
+                return task
+
+            loop.set_task_factory(make)
+            call = asyncio.create_task(workers[0].wait())
+            while not stillborn or not stillborn[0].done():  # noqa: ASYNC110 (there is no event to wait for)
+                await asyncio.sleep(0)
+            loop.set_task_factory(None)
+            await workers.dispatchers[0].aclose()
+            with pytest.raises(ActorClosed):
+                await call
+
+    run(kind, main())
+
+
 def test_nothing_is_kept_of_loops_that_have_ended() -> None:
     async def main() -> weakref.ref[Any]:
         async with team("memory", Waiter) as workers:

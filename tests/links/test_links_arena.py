@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import gc
 import os
 import random
+import select
 import signal
 import socket
 from functools import partial
@@ -257,6 +260,45 @@ def test_a_receiver_that_dies_has_let_go(tmp_path: Path, loop: str) -> None:
                 assert arena_statistics().owned == MIB
 
         run(main, loop=loop)
+
+
+def test_any_descriptor_tells_of_a_death(small_arena: Callable[[int], Arena], monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = small_arena(4 * MIB)
+    pid = os.fork()
+    if not pid:
+        signal.pause()
+        os._exit(0)
+    process = os.pidfd_open(pid)
+    try:
+        monkeypatch.setattr(os, "dup", lambda descriptor: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 1500))
+        extent, other = arena.take(MIB), arena.take(MIB)
+        assert extent is not None
+        assert other is not None
+        arena.leave(Link(), [extent], process, dead=False)
+        assert arena.statistics().used == 2 * MIB, "the other end lives"
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        assert select.select([process], [], [], 10)[0]
+        assert arena.statistics().used == MIB
+        assert not other.segment.retired
+
+        def none_left(_: int) -> int:
+            raise OSError(errno.EMFILE, "no descriptors")
+
+        monkeypatch.setattr(os, "dup", none_left)
+        arena.leave(Link(), [other], process, dead=False)
+        assert other.segment.retired, "nobody can tell whether the other end is dead"
+        assert arena.statistics().segments == 0
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(process)
+
+
+class Link:
+    """Stands in for a link that has shown segments."""
+
+    def segment_gone(self, number: int) -> None:
+        """Nobody is told."""
 
 
 def test_what_is_held_outlives_its_sender(tmp_path: Path, loop: str) -> None:
