@@ -105,7 +105,9 @@ class Group:
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Array:
         """Return a new array of any content, whose collectives skip a copy where the members share a host.
 
-        Otherwise it is an array like any other, before and after the group has closed; after a reset, take a new one.
+        Otherwise it is an array like any other, before and after the group has closed; after a reset, take a new one. A
+        broadcast skips the copy where it is the root's `out` too. After an operation on it has failed, leave it alone
+        until `reset()` has returned: a member that does not know yet may still be reading it.
 
         :param dtype: numpy's or its name, which gives a numpy array; or torch's, which gives a tensor.
         """

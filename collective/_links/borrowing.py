@@ -150,6 +150,9 @@ def private(buffer: memoryview) -> memoryview:
     start = borrowed.start + within
     first = start // PAGE * PAGE
     nbytes = start + buffer.nbytes - first
-    array, pages = borrowed.segment.file.map(Access.PRIVATE, start=first, nbytes=nbytes, holding=borrowed)
+    try:
+        array, pages = borrowed.segment.file.map(Access.PRIVATE, start=first, nbytes=nbytes, holding=borrowed)
+    except OSError:  # too many mappings, or no address space: a copy does as well
+        return memoryview(bytearray(buffer))
     pages.keep(0, nbytes)
     return array[start - first :].data
