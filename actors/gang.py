@@ -217,7 +217,7 @@ class Gang:
                 uid = secrets.token_hex(16)
                 calls = Credential(port(uid), _derive(secret, uid))
                 launches.append(
-                    Launch(self._id, role.name, rank, uid, home, member, calls, role.threads, backends)
+                    Launch(self._id, role.name, rank, uid, home, member, calls, role.threads, backends, role.store_bytes)
                 )
         return launches
 

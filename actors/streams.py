@@ -131,12 +131,12 @@ class Stream(Generic[T]):
     async def _receive(self, channel: Channel) -> Any:
         """Return the pickle of the next item, or None after the last one."""
         try:
-            message = await channel.receive()
+            assert self._call is not None
+            message = protocol.unload(await channel.receive(), self._call.connection.endpoint)
         except LinkError as error:
             self._ended = True
-            assert self._call is not None
             raise self._call.connection.translate(error, self._method.name) from error
-        kind = message.header[0] & ~protocol.ASIDE
+        kind = message.header[0] & protocol.KIND
         if kind == protocol.ITEM:
             return protocol.body(message)
         self._ended = True

@@ -27,8 +27,8 @@ LAYERS = {
     "collective": [
         {"types", "errors"},
         {"abc"},
-        {"tensors", "_torch_pickling", "reductions", "work", "scopes"},  # public, and below the private folders
-        {"_core", "_backends", "_links"},
+        {"tensors", "_torch_pickling", "reductions", "work", "scopes", "freight"},  # public, and below the private folders
+        {"_core", "_backends", "_links", "_store"},
     ],
     "scheduling": [{"types", "errors"}, {"abc"}],
     "actors": [{"types", "errors"}, {"abc"}],
