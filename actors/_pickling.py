@@ -30,16 +30,15 @@ if TYPE_CHECKING:
     import numpy as np
 
     from collective.abc import Buffer
-
     from collective.store import TensorRef
 
 PROTOCOL = 5
 
 
-class Beside(list["memoryview"]):
+class Beside(list[Any]):
     """The memory beside a pickle that has refs to tensors in it."""
 
-    def __init__(self, buffers: Sequence[memoryview], refs: Sequence[TensorRef]) -> None:
+    def __init__(self, buffers: Sequence[Buffer], refs: Sequence[TensorRef]) -> None:
         super().__init__(buffers)
         self.refs = refs
 

@@ -13,6 +13,7 @@ from actors._pickling import Beside, dumps, dumps_error, loads
 from actors._threads import Job
 from actors.errors import ActorClosed, RemoteCancelled
 from collective.errors import LinkError
+from collective.freight import Ref
 from collective.scopes import CallScope
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Running:
             raise
         if error is not None:
             raise error
-        if inspect.isawaitable(value):
+        if inspect.isawaitable(value) and not isinstance(value, Ref):
             if inspect.iscoroutine(value):
                 value.close()
             raise TypeError(f"{self.where} is a plain method but returned an awaitable; declare it with async def")

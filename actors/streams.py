@@ -130,12 +130,13 @@ class Stream(Generic[T]):
 
     async def _receive(self, channel: Channel) -> Any:
         """Return the pickle of the next item, or None after the last one."""
+        assert self._call is not None
+        connection = self._call.connection
         try:
-            assert self._call is not None
-            message = protocol.unload(await channel.receive(), self._call.connection.endpoint)
+            message = protocol.unload(await channel.receive(), connection.endpoint)
         except LinkError as error:
             self._ended = True
-            raise self._call.connection.translate(error, self._method.name) from error
+            raise connection.translate(error, self._method.name) from error
         kind = message.header[0] & protocol.KIND
         if kind == protocol.ITEM:
             return protocol.body(message)

@@ -1,9 +1,9 @@
 """How references to tensors travel in the frames of a layer that sends pickles over links.
 
-Such a layer pickles between `start_leaving` and `stop_leaving`, which collects the refs that are met; the pickle holds only their places in that
-list. A frame carries it beside the refs' own table, `Freight.ship(refs).table`. The receiver calls `unload` at once when
-the frame comes, whether or not it is ever read, and unpickles within `arrived`. So a ref has arrived where its frame
-has, and a frame that is dropped unread gives its refs up as any ref that goes out of use.
+Such a layer pickles between `start_leaving` and `stop_leaving`, which collects the refs that are met; the pickle holds
+only their places in that list. A frame carries it beside the refs' own table, `Freight.ship(refs).table`. The receiver
+calls `unload` at once when the frame comes, whether or not it is ever read, and unpickles within `arrived`. So a ref
+has arrived where its frame has, and a frame that is dropped unread gives its refs up as any ref that goes out of use.
 
 Until the receiver has told the owner that it holds a ref, the sender's count stands, and then the owner tells the
 sender. Where a frame will never arrive, the sender's layer says so: `Shipment.lost`, `Freight.lose`.
@@ -15,7 +15,7 @@ import os
 import pickle
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +35,12 @@ class _Frame(threading.local):
 
 
 _frame = _Frame()
+
+
+class Ref:
+    """What every ref is. Awaitable, and a value all the same."""
+
+    __slots__ = ()
 
 
 class Pinned(Protocol):
@@ -85,9 +91,7 @@ class Shipment:
 
 def unload(table: bytes | memoryview, endpoint: Endpoint) -> list[TensorRef]:
     """Take the refs of a frame that has come; they are held by `endpoint` from now on."""
-    from collective._store.refs import arrive
-
-    return [arrive(record, endpoint) for record in pickle.loads(table)]
+    return [arrive(record, endpoint) for arrive, record in pickle.loads(table)]
 
 
 def start_leaving() -> list[TensorRef]:

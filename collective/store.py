@@ -12,9 +12,9 @@ import numpy as np
 
 from collective import tensors
 from collective._core.offload import LONG, offload
-from collective._links.mapping import PAGE
+from collective._links.mapping import PAGE, round_up
 from collective._store import trees
-from collective._store.blocks import Blocks, describe_full, size
+from collective._store.blocks import Blocks, describe_full
 from collective._store.holding import UNTOLD, holder_of
 from collective._store.refs import TensorRef
 from collective._store.room import Room
@@ -46,7 +46,7 @@ class TensorStore:
         self._where = Where(uid, owner, endpoint.address, Credential(f"store/{uid}", os.urandom(32)))
         self._room = Room(limit)
         self._blocks = Blocks(self._room, asyncio.get_running_loop())
-        self._books = Books(holder_of(endpoint), self._where, self._free)
+        self._books = Books(holder_of(endpoint), self._where, self._blocks, self._free)
         self._endpoint = endpoint
         self._closed = False
         endpoint.grant(self._where.credential, (self._where.port,))
@@ -69,7 +69,7 @@ class TensorStore:
         tree = trees.take_apart(tree)
         found = [self._blocks.find(array) for array in tree.arrays]
         plan = trees.plan(tree, [place is not None for place in found])
-        wanted = sum(size(nbytes) for nbytes in plan.sizes if nbytes is not None)
+        wanted = sum(round_up(nbytes) for nbytes in plan.sizes if nbytes is not None)
         if wanted > self._room.limit:
             raise ValueError(
                 f"{self!r}: {wanted} bytes can never be put into {self._room.limit}; raise Role(store_bytes=...)"
@@ -106,8 +106,8 @@ class TensorStore:
         kind, name = tensors.kind_and_dtype(dtype)
         nbytes = max(int(np.prod(shape, dtype=np.int64)) * tensors.numpy_dtype(name).itemsize, 1)
         self._blocks.settle()
-        if not self._room.take_now(size(nbytes)):
-            raise describe_full(self._where.owner, size(nbytes), self._room, list(self.statistics().entries))
+        if not self._room.take_now(round_up(nbytes)):
+            raise describe_full(self._where.owner, round_up(nbytes), self._room, list(self.statistics().entries))
         return self._blocks.empty(shape, kind, name)
 
     def statistics(self) -> StoreStatistics:
@@ -151,7 +151,7 @@ class TensorStore:
         try:
             for nbytes, memory in zip(sizes, kept, strict=True):
                 if nbytes is not None:
-                    left -= size(nbytes)
+                    left -= round_up(nbytes)
                     memory = self._blocks.allocate(nbytes)
                 assert memory is not None
                 memories.append(memory)
@@ -181,7 +181,7 @@ async def _copy(tree: Tree, plan: trees.Plan, parts: Sequence[memoryview]) -> No
     first: list[tuple[np.ndarray, np.ndarray]] = []
     while pieces and sum(target.nbytes for target, _ in first) < half:
         first.append(pieces.pop(0))
-    # Where this is cancelled, threads may go on for a moment: into memory that nobody reads, and that is kept till then.
+    # Where this is cancelled, threads may go on for a moment, into memory that nobody reads and that is kept till then.
     await asyncio.gather(*(offload(partial(_copy_all, each)) for each in (first, pieces) if each))
 
 

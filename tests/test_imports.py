@@ -27,7 +27,8 @@ LAYERS = {
     "collective": [
         {"types", "errors"},
         {"abc"},
-        {"tensors", "_torch_pickling", "reductions", "work", "scopes", "freight"},  # public, and below the private folders
+        # Public, and below the private folders.
+        {"tensors", "_torch_pickling", "reductions", "work", "scopes", "freight"},
         {"_core", "_backends", "_links", "_store"},
     ],
     "scheduling": [{"types", "errors"}, {"abc"}],

@@ -141,8 +141,14 @@ class Block:
     copy. It is freed when `memory` and all that was made from it are gone here, and every receiver's arrays too.
     """
 
-    def __init__(self, memory: memoryview) -> None:
+    def __init__(self, memory: memoryview, extent: Extent) -> None:
         self.memory = memory
+        self._extent = extent
+
+    @property
+    def uses(self) -> int:
+        """How many use it: its owner, and each message and receiver that has not let go."""
+        return self._extent.uses
 
     @property
     def nbytes(self) -> int:
@@ -164,9 +170,7 @@ class Arena:
         self._blocks = 0
         self._dropped = False
 
-    def allocate(
-        self, nbytes: int, *, beyond: bool = False, watch: Callable[[int], None] | None = None
-    ) -> Block:
+    def allocate(self, nbytes: int, *, beyond: bool = False, watch: Callable[[int], None] | None = None) -> Block:
         """Return new memory, whose contents are undefined.
 
         :param beyond: do not count it against the limit: the caller has one of his own.
@@ -189,7 +193,7 @@ class Arena:
             insort(extent.segment.blocks, (extent.offset, extent), key=_offset)
             self._blocks += 1
         weakref.finalize(owned, self._disown, extent, key).atexit = False
-        return Block(owned.data)
+        return Block(owned.data, extent)
 
     def take(self, nbytes: int, *, beyond: bool = False) -> Extent | None:
         """Return an extent with one use, or None where the limit is reached or the system has no more memory."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from collective._links.arena import Block
     from collective._store.room import Room
     from collective.tensors import Array
 
@@ -28,16 +29,19 @@ class Memory:
     """A block of the arena. Its bytes are the store's until nobody uses it: not the owner, and no receiver.
 
     :ivar entries: how many entries lie in it.
+    :ivar readers: how many arrays the owner itself has got by refs.
     :ivar array: the array that `TensorStore.empty` returned, while somebody has it.
     """
 
-    __slots__ = ("__weakref__", "address", "array", "entries", "nbytes", "view")
+    __slots__ = ("__weakref__", "address", "array", "block", "entries", "nbytes", "readers", "view")
 
-    def __init__(self, view: memoryview) -> None:
-        self.view = view
-        self.nbytes = view.nbytes
-        self.address = _address(np.frombuffer(view, np.uint8))
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.view = block.memory
+        self.nbytes = block.nbytes
+        self.address = _address(np.frombuffer(block.memory, np.uint8))
         self.entries = 0
+        self.readers = 0
         self.array: weakref.ref[np.ndarray] | None = None
 
 
@@ -52,19 +56,19 @@ class Blocks:
         self._scheduled = False
 
     def allocate(self, nbytes: int) -> Memory:
-        """Return memory of which `size(nbytes)` bytes have been taken from the room; they go back by themselves.
+        """Return memory of which all pages have been taken from the room; they go back by themselves.
 
         Raises:
             MemoryError: the system has none.
         """
         owner: list[weakref.ref[Memory]] = []
-        watch = partial(self._watch, size(nbytes), lambda: owner[0]() if owner else None)
+        watch = partial(self._watch, round_up(nbytes), lambda: owner[0]() if owner else None)
         try:
             block = arena().allocate(nbytes, beyond=True, watch=watch)
         except MemoryError:
-            self._room.give_back(size(nbytes))
+            self._room.give_back(round_up(nbytes))
             raise MemoryError(f"the system has no {nbytes} bytes of shared memory for a store") from None
-        memory = Memory(block.memory)
+        memory = Memory(block)
         owner.append(weakref.ref(memory))
         return memory
 
@@ -77,8 +81,10 @@ class Blocks:
         keeper = np.frombuffer(memory.view, np.uint8).view(_Kept)
         keeper.memory = memory
         array = np.frombuffer(keeper.data, np.uint8, count * host.itemsize).view(host).reshape(shape)
-        memory.array = weakref.ref(array)
         self._empties[memory.address] = memory
+        if kind == "numpy":
+            memory.array = weakref.ref(array)
+            return array
         return tensors.from_host(array, kind, dtype=dtype)
 
     def find(self, array: np.ndarray) -> tuple[Memory, int] | None:
@@ -101,17 +107,34 @@ class Blocks:
     def leave(self, memory: Memory) -> None:
         """An entry that lay in it is gone."""
         memory.entries -= 1
+        self._make_writable(memory)
+
+    def read(self, memory: Memory, part: memoryview) -> memoryview:
+        """Return a part of a block for the owner's own use; the block is not to be written before that is gone."""
+        if memory.array is None:
+            return part
+        shown = np.frombuffer(part, np.uint8).view(_Kept)
+        memory.readers += 1
+        weakref.finalize(shown, self._has_read, memory).atexit = False
+        return shown.data
 
     def settle(self) -> None:
         """Take note of what has become free."""
         arena().settle()
         self._take_news()
 
+    def _has_read(self, memory: Memory) -> None:
+        memory.readers -= 1
+        self._watch(0, lambda: memory, 1)
+
+    def _make_writable(self, memory: Memory) -> None:
+        if not memory.entries and not memory.readers and memory.block.uses == 1:
+            self._mark(memory, writeable=True)
+
     def _mark(self, memory: Memory, *, writeable: bool) -> None:
         array = memory.array() if memory.array is not None else None
-        while array is not None and array.flags.writeable is not writeable:
+        if array is not None:
             array.flags.writeable = writeable
-            array = None
 
     def _watch(self, nbytes: int, memory: Callable[[], Memory | None], uses: int) -> None:
         """Hear that a block has one user left, or none: in any thread, in the middle of anything."""
@@ -129,19 +152,14 @@ class Blocks:
             if nbytes:
                 self._room.give_back(nbytes)
             memory = find()
-            if uses == 1 and memory is not None and not memory.entries:
-                self._mark(memory, writeable=True)
+            if uses == 1 and memory is not None:
+                self._make_writable(memory)
 
 
 class _Kept(np.ndarray):
-    """Memory of an array from `empty`."""
+    """Memory of a block, as those have it whose letting go matters."""
 
     memory: Memory
-
-
-def size(nbytes: int) -> int:
-    """Return how many bytes memory of that size takes."""
-    return round_up(nbytes)
 
 
 def _address(array: np.ndarray) -> int:

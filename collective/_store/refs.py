@@ -13,18 +13,17 @@ from collective import freight, tensors
 from collective._core.offload import LONG, offload
 from collective._links import borrowing, loops
 from collective._store.holding import UNTOLD, Found, Hold, Pin, holder_of
-from collective._store.trees import Spec, flatten
+from collective._store.trees import Spec, Summary, flatten
 from collective.errors import RefLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from collective._store.trees import Summary
     from collective._store.wire import Where
     from collective.abc import Endpoint
 
 
-class TensorRef:
+class TensorRef(freight.Ref):
     """A reference to what an actor put into its store. Small; goes into arguments and results of calls.
 
     `await ref` gives the tensor, or the structure of tensors: on the owner's host the owner's memory itself, in arrays
@@ -190,10 +189,10 @@ class TensorRef:
         return hold
 
     def _ship(self, on_end: Callable[[Pin], None]) -> tuple[Pin, tuple[Any, ...]]:
-        """Count it for a frame; return what the frame says of it."""
+        """Count it for a frame; return what the frame says of it, and who understands that."""
         hold = self._held()
         pin, token = hold.source.holder.pin(hold, on_end)
-        return pin, (self._where, self._number, tuple(self._summary), self._keys, token)
+        return pin, (arrive, (self._where, self._number, tuple(self._summary), self._keys, token))
 
     async def _fetch(self) -> Found:
         hold = self._held()
@@ -214,8 +213,6 @@ class TensorRef:
 
 def arrive(record: tuple[Any, ...], endpoint: Endpoint) -> TensorRef:
     """Take what a frame says of a ref."""
-    from collective._store.trees import Summary
-
     where, number, summary, keys, token = record
     hold = holder_of(endpoint).source(where).hold(number, token)
     return TensorRef(where, number, Summary(*summary), keys=keys, hold=hold)

@@ -22,7 +22,7 @@ from collective.types import EntryStatistics
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from collective._store.blocks import Memory
+    from collective._store.blocks import Blocks, Memory
     from collective.abc import Channel, Message
 
 _NOT_THERE = "nobody held it any more, and its owner has freed it"
@@ -54,15 +54,18 @@ class Entry:
 class Books:
     """All entries of a store. Belongs to the store's loop.
 
+    :param blocks: the memory that entries lie in.
     :param on_free: is told of each entry that nobody has a use for any more.
     """
 
-    def __init__(self, holder: Holder, where: Where, on_free: Callable[[Entry], None]) -> None:
+    def __init__(
+        self, holder: Holder, where: Where, blocks: Blocks, on_free: Callable[[Entry], None]
+    ) -> None:
         self.holder = holder
         self.where = where
         self.loop = asyncio.get_running_loop()
         self.entries: dict[int, Entry] = {}
-        self.own = OwnSource(self)
+        self.own = OwnSource(self, blocks)
         holder.attach(self.own)
         self._on_free = on_free
         self._numbers = 0
@@ -107,7 +110,7 @@ class Books:
             self.loop.call_later(seconds + 0.01, self._look_at, entry)
 
     def find(self, number: int, keys: tuple[Any, ...]) -> tuple[bytes, list[memoryview] | np.ndarray] | None:
-        """Return an entry's description and memory, or what `keys` select of it: an array, which may not be in order."""
+        """Return an entry's description and memory, or what `keys` select of it: an array, perhaps not in order."""
         entry = self.entries.get(number)
         if entry is None:
             return None
@@ -168,15 +171,19 @@ class Books:
 class OwnSource(Source):
     """A store as its own endpoint sees it: no link is between."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: Books, blocks: Blocks) -> None:
         super().__init__(books.holder, books.where)
         self._books = books
+        self._blocks = blocks
 
     async def fetch(self, entry: int, keys: tuple[Any, ...], ref: str) -> Found:
         found = self._books.find(entry, keys)
         if found is None:
             raise RefLost(ref, self.where.owner, _NOT_THERE)
-        return Found(found[0], await _in_order(found[1]))
+        memories = self._books.entries[entry].memories
+        # What keys select is of the one tensor, which is in the one part.
+        shown = [self._blocks.read(*pair) for pair in zip(memories, await _in_order(found[1]), strict=True)]
+        return Found(found[0], shown)
 
     def _say(self, message: bytes) -> None:
         self._books.hear(self, message)

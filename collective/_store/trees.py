@@ -112,7 +112,9 @@ class Spec:
         made: list[Any] = []
         for leaf in self.leaves:
             if leaf.kind == "numpy":
-                made.append(leaf.view(parts[leaf.part].toreadonly()))
+                array = leaf.view(parts[leaf.part].toreadonly())
+                array.flags.writeable = False  # also where there are no bytes
+                made.append(array)
                 continue
             if leaf.part not in own:
                 own[leaf.part] = private(parts[leaf.part])

@@ -1,7 +1,7 @@
 """What holders and the store that they read from say to each other.
 
-A holder opens one channel to the store's port `store/<uid>`, with its name as the payload. Everything small is posted, so
-that it is in order and waits for nothing; what was fetched is sent.
+A holder opens one channel to the store's port `store/<uid>`, with its name as the payload. Everything small is posted,
+so that it is in order and waits for nothing; what was fetched is sent.
 
     holder to store:  HOLD(entry) TOKEN       it holds an entry from now on, and a ref has arrived there
                       ARRIVED(entry) TOKEN    another ref of one that it holds has arrived
