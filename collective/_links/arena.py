@@ -79,7 +79,7 @@ class Extent:
 class Segment:
     """A memory file of the arena. Its number is never used again in this process."""
 
-    def __init__(self, number: int, nbytes: int, *, beyond: bool) -> None:
+    def __init__(self, number: int, nbytes: int, *, beyond: bool = False) -> None:
         self.number = number
         self.beyond = beyond
         """Whether it was made for somebody with a limit of his own."""
