@@ -110,6 +110,17 @@ class TensorStore:
             raise describe_full(self._where.owner, round_up(nbytes), self._room, list(self.statistics().entries))
         return self._blocks.empty(shape, kind, name)
 
+    async def from_object_ref(self, found: Any) -> TensorRef:
+        """Return the ref of a `ray.ObjectRef` that `TensorRef.object_ref` made.
+
+        Raises:
+            TypeError: it is another.
+            RefLost: the entry is gone.
+        """
+        from collective._store import _ray_refs
+
+        return await _ray_refs.from_object_ref(found)
+
     def statistics(self) -> StoreStatistics:
         """Return what it holds, by whom and how long."""
         self._blocks.settle()

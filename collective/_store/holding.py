@@ -74,8 +74,8 @@ class Source(ABC):
         self._say(HEAD.pack(wire.LEASE, entry) + wire.SECONDS.pack(seconds))
 
     @abstractmethod
-    async def fetch(self, entry: int, keys: tuple[Any, ...], ref: str) -> Found:
-        """Return an entry, or the part of its only tensor that `keys` select one after another.
+    async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
+        """Return an entry, or the part of its only tensor that `keys` select one after another, or (None) no part.
 
         Raises:
             RefLost: it is gone; `ref` names it.
@@ -116,7 +116,7 @@ class Tie(Source):
         self._cause = ""
         self._opening = self.loop.create_task(self._open(), name=f"connecting to the store of {where.owner}")
 
-    async def fetch(self, entry: int, keys: tuple[Any, ...], ref: str) -> Found:
+    async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
         if self._cause:
             raise RefLost(ref, self.where.owner, self._cause)
         number = next(self._numbers)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,7 @@ class TensorRef(freight.Ref):
     it came to; may be dropped in any thread.
     """
 
-    __slots__ = ("__weakref__", "_expires", "_hold", "_keys", "_number", "_shape", "_summary", "_where")
+    __slots__ = ("__weakref__", "_expires", "_hold", "_keeper", "_keys", "_number", "_shape", "_summary", "_where")
 
     def __init__(
         self,
@@ -46,13 +48,17 @@ class TensorRef(freight.Ref):
         keys: tuple[Any, ...] = (),
         hold: Hold | None = None,
         expires: float | None = None,
+        keeper: object = None,
     ) -> None:
+        if not _ray_knows and "ray" in sys.modules:
+            _tell_ray()
         self._where = where
         self._number = number
         self._summary = summary
         self._keys = keys
         self._hold: Hold | None = hold
         self._expires = expires
+        self._keeper = keeper
         self._shape = summary.shape if not keys or summary.shape is None else _select(summary.shape, keys)
 
     @property
@@ -121,6 +127,7 @@ class TensorRef(freight.Ref):
             keys=(*self._keys, key),
             hold=self._held(),
             expires=self._expires,
+            keeper=self._keeper,
         )
 
     def __iter__(self) -> Any:
@@ -142,6 +149,18 @@ class TensorRef(freight.Ref):
             self._where, self._number, self._summary, keys=self._keys, hold=hold, expires=time.time() + seconds
         )
 
+    async def object_ref(self) -> Any:
+        """Return a `ray.ObjectRef` of it: `ray.get` of that, and methods of Ray's actors that it is passed to, get the
+        tensor. The entry is kept until Ray counts nobody who has the ObjectRef, or this process ends.
+
+        Raises:
+            RefLost: the entry is gone.
+            RuntimeError: Ray does not run here.
+        """
+        from collective._store import _ray_refs
+
+        return await _ray_refs.object_ref(self)
+
     def free(self) -> None:
         """Let go at once, instead of when the last reference to this object goes: awaiting it raises RefLost then."""
         self._hold = None
@@ -162,7 +181,7 @@ class TensorRef(freight.Ref):
     def __reduce__(self) -> tuple[object, ...]:
         if freight.is_leaving():
             self._held()
-        elif self._expires is not None and self._expires >= 0:
+        elif self._expires is not None and 0 <= self._expires < math.inf:
             return _from_lease, (self._where, self._number, self._summary, self._keys, self._expires)
         return freight.reduce_ref(self)
 
@@ -192,7 +211,15 @@ class TensorRef(freight.Ref):
         """Count it for a frame; return what the frame says of it, and who understands that."""
         hold = self._held()
         pin, token = hold.source.holder.pin(hold, on_end)
-        return pin, (arrive, (self._where, self._number, tuple(self._summary), self._keys, token))
+        return pin, (arrive, (*self._record(), token))
+
+    def _record(self) -> tuple[Any, ...]:
+        """Return what says which entry it is, and which part of that."""
+        return self._where, self._number, tuple(self._summary), self._keys
+
+    async def _confirm(self) -> None:
+        """Return once the owner has counted it. Raises: RefLost."""
+        await self._held().source.fetch(self._number, None, repr(self))
 
     async def _fetch(self) -> Found:
         hold = self._held()
@@ -209,6 +236,17 @@ class TensorRef(freight.Ref):
             if not tensors.loaded(kind):
                 await offload(partial(tensors.load, kind))
         return spec.assemble(found.parts, borrowing.private)
+
+
+_ray_knows = False
+
+
+def _tell_ray() -> None:
+    """Let Ray's serializer know of refs as soon as both Ray and refs are there."""
+    global _ray_knows
+    from collective._store import _ray_refs
+
+    _ray_knows = _ray_refs.register()
 
 
 def arrive(record: tuple[Any, ...], endpoint: Endpoint) -> TensorRef:

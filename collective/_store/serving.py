@@ -109,13 +109,13 @@ class Books:
             # A moment later, lest the clocks differ.
             self.loop.call_later(seconds + 0.01, self._look_at, entry)
 
-    def find(self, number: int, keys: tuple[Any, ...]) -> tuple[bytes, list[memoryview] | np.ndarray] | None:
+    def find(self, number: int, keys: tuple[Any, ...] | None) -> tuple[bytes, list[memoryview] | np.ndarray] | None:
         """Return an entry's description and memory, or what `keys` select of it: an array, perhaps not in order."""
         entry = self.entries.get(number)
         if entry is None:
             return None
         if not keys:
-            return entry.data, entry.parts
+            return entry.data, entry.parts if keys is not None else []
         leaf = entry.spec.leaves[0]
         part = select(leaf.view(entry.parts[leaf.part]), keys)
         return Spec(Place(0), (Leaf(0, 0, part.shape, leaf.dtype, leaf.kind),)).dumps(), part
@@ -176,11 +176,11 @@ class OwnSource(Source):
         self._books = books
         self._blocks = blocks
 
-    async def fetch(self, entry: int, keys: tuple[Any, ...], ref: str) -> Found:
+    async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
         found = self._books.find(entry, keys)
         if found is None:
             raise RefLost(ref, self.where.owner, _NOT_THERE)
-        memories = self._books.entries[entry].memories
+        memories = self._books.entries[entry].memories if keys is not None else ()
         # What keys select is of the one tensor, which is in the one part.
         shown = [self._blocks.read(*pair) for pair in zip(memories, await _in_order(found[1]), strict=True)]
         return Found(found[0], shown)

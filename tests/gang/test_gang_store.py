@@ -15,6 +15,8 @@ from collective import RefLost, StoreFull
 from scheduling import Resources
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from collective import StoreStatistics, TensorRef
 
 SMALL = Resources(cpu=0.25)
@@ -34,6 +36,11 @@ class Owner(Actor):
     async def statistics(self) -> StoreStatistics:
         assert self.store is self.first
         return self.store.statistics()
+
+    async def counts(self) -> AsyncIterator[int]:
+        while True:
+            yield len(self.store.statistics().entries)
+            await asyncio.sleep(0.01)
 
     def put_from_a_thread(self) -> Any:
         from actors import from_thread
@@ -69,10 +76,10 @@ def test_actors_read_each_others_tensors_and_nothing_is_left(runtime):
             old = refs[1]
             del refs
             gc.collect()
-            while len((await gang["owner"][0].statistics()).entries) > 1:
-                await asyncio.sleep(0.01)
-            (entry,) = (await gang["owner"][0].statistics()).entries
-            assert entry.nbytes == 8 * MIB
+            async with asyncio.timeout(5), gang["owner"][0].counts() as counts:
+                async for count in counts:
+                    if count == 1:
+                        break
         assert kept[-1] == 0
         with pytest.raises(RefLost, match=r"of owner\[1\] of gang .* cannot be reached any more"):
             await old
