@@ -105,7 +105,7 @@ class TensorStore:
         shape = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
         kind, name = tensors.kind_and_dtype(dtype)
         nbytes = max(int(np.prod(shape, dtype=np.int64)) * tensors.numpy_dtype(name).itemsize, 1)
-        self._blocks.settle()
+        self._settle()
         if not self._room.take_now(round_up(nbytes)):
             raise describe_full(self._where.owner, round_up(nbytes), self._room, list(self.statistics().entries))
         return self._blocks.empty(shape, kind, name)
@@ -123,7 +123,7 @@ class TensorStore:
 
     def statistics(self) -> StoreStatistics:
         """Return what it holds, by whom and how long."""
-        self._blocks.settle()
+        self._settle()
         return StoreStatistics(
             owner=self._where.owner,
             limit=self._room.limit,
@@ -139,6 +139,7 @@ class TensorStore:
             self._endpoint.unserve(self._where.port)
             self._books.close()
             self._room.close(RefLost("a put", self._where.owner, "its store was closed"))
+            self._blocks.close()
 
     def __repr__(self) -> str:
         return f"<TensorStore of {self._where.owner}, {self._room.used} of {self._room.limit} bytes>"
@@ -147,8 +148,13 @@ class TensorStore:
         if self._closed:
             raise RefLost("a put", self._where.owner, "its store was closed")
 
-    async def _take(self, wanted: int) -> None:
+    def _settle(self) -> None:
+        """Free what was let go of, so that the same warm memory is used again."""
+        self._books.own.settle()
         self._blocks.settle()
+
+    async def _take(self, wanted: int) -> None:
+        self._settle()
         await self._room.take(
             wanted,
             lambda: describe_full(self._where.owner, wanted, self._room, list(self.statistics().entries)),

@@ -46,7 +46,7 @@ def default_limit() -> int:
 
 
 class User(Protocol):
-    """A link that has shown segments to its other end."""
+    """A link that has shown segments to its other end, or whoever else has a use for warm pages."""
 
     def segment_gone(self, number: int) -> None:
         """Learn, in any thread, that a segment is no more."""
@@ -257,7 +257,7 @@ class Arena:
         self._drain()
 
     def join(self, user: User) -> None:
-        """Take note of a link that may show segments to its other end."""
+        """Take note of who has a use for the arena: it keeps warm pages while there is one."""
         self._users.add(user)
 
     def leave(self, user: User, lent: list[Extent], process: int, *, dead: bool) -> None:

@@ -54,6 +54,14 @@ class Blocks:
         self._empties: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
         self._news: deque[tuple[int, Callable[[], Memory | None], int]] = deque()
         self._scheduled = False
+        arena().join(self)  # so that it keeps its pages warm
+
+    def segment_gone(self, number: int) -> None:
+        """Nothing to do: no store has shown a segment to anybody."""
+
+    def close(self) -> None:
+        """Do without warm pages from now on. Idempotent."""
+        arena().leave(self, [], -1, dead=True)
 
     def allocate(self, nbytes: int) -> Memory:
         """Return memory of which all pages have been taken from the room; they go back by themselves.

@@ -93,11 +93,12 @@ class Source(ABC):
         self._scheduled = True
         with contextlib.suppress(RuntimeError):  # The loop is closed, and with it what held the entry.
             if threading.get_ident() == self._thread:
-                self.loop.call_soon(self._drop)
+                self.loop.call_soon(self.settle)
             else:
-                self.loop.call_soon_threadsafe(self._drop)
+                self.loop.call_soon_threadsafe(self.settle)
 
-    def _drop(self) -> None:
+    def settle(self) -> None:
+        """Tell the store at once what was let go of."""
         self._scheduled = False
         while self._let_go:
             self._say(HEAD.pack(wire.DROP, self._let_go.popleft()))
