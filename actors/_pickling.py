@@ -43,16 +43,18 @@ class Beside(list[Any]):
         self.refs = refs
 
 
-def dumps(obj: object, what: str, of: object = None) -> tuple[bytes, list[memoryview]]:
+def dumps(obj: object, what: str, of: object = None, *, in_call: bool = True) -> tuple[bytes, list[memoryview]]:
     """Take an object apart into a pickle and the memory beside it, which is the object's own until copied.
 
-    The memory is a Beside where the object has refs to tensors in it.
+    The memory is a Beside where the object has refs to tensors in it, which only what goes `in_call` may have.
 
     :param what: names the object in the error; so does `of`, whose text is taken only then.
 
     Raises:
         NotPicklable: neither pickle nor cloudpickle can.
     """
+    if not in_call:
+        return _dumps(obj, what, of, [])
     refs = freight.start_leaving()
     try:
         data, buffers = _dumps(obj, what, of, refs)

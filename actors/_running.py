@@ -175,10 +175,15 @@ class Running:
         return protocol.ERROR, *dumps((dumps_error(error, OWN_MODULES), list(broken)), f"the error of {self.where}")
 
     async def _reply(self, kind: int, data: bytes, buffers: Sequence[memoryview]) -> None:
-        header, parts, _ = self._pack(kind, self.number, data, buffers)
+        header, parts, shipment = self._pack(kind, self.number, data, buffers)
         if self.stream is None:
-            if not self.session.reply_now(header, parts):
-                await self.session.reply(header, parts)
+            try:
+                if not self.session.reply_now(header, parts):
+                    await self.session.reply(header, parts)
+            except BaseException:
+                if shipment is not None:
+                    shipment.lost()
+                raise
             return
         try:
             await self.stream.send(header, parts)

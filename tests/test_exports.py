@@ -7,7 +7,7 @@ import pytest
 EXPORTS = {
     "actors": """
         Actor ActorClosed ActorError Gang GangStartError Handle Handles NotPicklable NotReady RemoteCancelled
-        RemoteError RemoteTraceback Role Stream Streams from_thread
+        RemoteError RemoteTraceback Role Stream Streams TensorRef TensorStore from_thread
     """,
     "collective": """
         BackendError Batch CollectiveError CollectiveMismatch CollectiveTimeout EntryStatistics Group GroupBroken

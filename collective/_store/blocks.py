@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from collective.tensors import Array
 
 
+_READ = -1
+"""What is told for uses where the owner's own reader has let go."""
+
+
 class Memory:
     """A block of the arena. Its bytes are the store's until nobody uses it: not the owner, and no receiver.
 
@@ -132,8 +136,8 @@ class Blocks:
         self._take_news()
 
     def _has_read(self, memory: Memory) -> None:
-        memory.readers -= 1
-        self._watch(0, lambda: memory, 1)
+        """A reader has let go; in any thread."""
+        self._watch(0, lambda: memory, _READ)
 
     def _make_writable(self, memory: Memory) -> None:
         if not memory.entries and not memory.readers and memory.block.uses == 1:
@@ -160,7 +164,9 @@ class Blocks:
             if nbytes:
                 self._room.give_back(nbytes)
             memory = find()
-            if uses == 1 and memory is not None:
+            if uses == _READ and memory is not None:
+                memory.readers -= 1
+            if uses and memory is not None:
                 self._make_writable(memory)
 
 

@@ -155,7 +155,7 @@ class TensorRef(freight.Ref):
 
         Raises:
             RefLost: the entry is gone.
-            RuntimeError: Ray does not run here.
+            RuntimeError: Ray does not run here. ImportError: it is too old, and has no transports of tensors.
         """
         from collective._store import _ray_refs
 
@@ -244,8 +244,11 @@ _ray_knows = False
 def _tell_ray() -> None:
     """Let Ray's serializer know of refs as soon as both Ray and refs are there."""
     global _ray_knows
-    from collective._store import _ray_refs
-
+    try:
+        from collective._store import _ray_refs
+    except ImportError:  # A Ray without transports of tensors: object_ref() raises this.
+        _ray_knows = True
+        return
     _ray_knows = _ray_refs.register()
 
 

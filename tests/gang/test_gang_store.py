@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gang_harness import run
 
-from actors import Actor, Gang, Role
+from actors import Actor, Gang, NotPicklable, Role
 from collective import RefLost, StoreFull
 from scheduling import Resources
 
@@ -53,6 +53,12 @@ class Owner(Actor):
 
 
 class Reader(Actor):
+    def __init__(self, given: Any = None) -> None:
+        self.given = given
+
+    async def total_given(self) -> float:
+        return float((await self.given).sum())
+
     async def total(self, refs: list[TensorRef]) -> float:
         return float(sum([(await ref).sum() for ref in refs]))
 
@@ -72,6 +78,11 @@ def test_actors_read_each_others_tensors_and_nothing_is_left(runtime):
             assert (await (await gang["owner"][0].put_from_a_thread()))["x"].tolist() == [0, 1, 2]
             with pytest.raises(StoreFull, match=r"store of owner\[0\] of gang .* int64\[1048576\] .* by owner\[0\]"):
                 await gang["owner"][0].fill()
+            with pytest.raises(NotPicklable, match=r"pickle ref.lease\(seconds\)"):
+                await Gang(Role("late", Reader, args=(refs[1],), resources=SMALL), runtime=runtime).__aenter__()
+            lent = refs[1].lease(60)
+            async with Gang(Role("late", Reader, args=(lent,), resources=SMALL), runtime=runtime) as late:
+                assert await late["late"].total_given() == [MIB]
             kept = await refs[0]
             old = refs[1]
             del refs
