@@ -14,6 +14,7 @@ from benchmarks.report import describe_machine, render
 
 BENCHMARKS = {
     "collectives": "collectives between processes of one host, against torch's Gloo",
+    "store": "tensors by reference, against Ray's object store and Ray Direct Transport",
     "start": "what starting and stopping a gang of 6 costs, against plain Ray actors",
 }
 
