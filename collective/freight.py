@@ -46,6 +46,11 @@ class Ref:
 class Pinned(Protocol):
     """One ref of one frame, which its sender counts."""
 
+    @property
+    def live(self) -> bool:
+        """Whether it is counted."""
+        ...
+
     def end(self) -> None:
         """Stop counting it. Idempotent."""
         ...
@@ -64,7 +69,7 @@ class Freight:
             pin, record = ref._ship(self._ended)
             pins.append(pin)
             records.append(record)
-        self._pins.update(pins)
+        self._pins.update(pin for pin in pins if pin.live)
         return Shipment(pickle.dumps(records, pickle.HIGHEST_PROTOCOL), pins)
 
     def lose(self) -> None:

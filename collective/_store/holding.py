@@ -73,6 +73,11 @@ class Source(ABC):
         """Have the owner keep an entry."""
         self._say(HEAD.pack(wire.LEASE, entry) + wire.SECONDS.pack(seconds))
 
+    @property
+    def lost(self) -> bool:
+        """Whether the store cannot be reached any more."""
+        return False
+
     @abstractmethod
     async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
         """Return an entry, or the part of its only tensor that `keys` select one after another, or (None) no part.
@@ -133,6 +138,10 @@ class Tie(Source):
             raise RefLost(ref, self.where.owner, header[HEAD.size :].decode())
         return Found(buffers[0], buffers[1:])
 
+    @property
+    def lost(self) -> bool:
+        return bool(self._cause)
+
     async def _open(self) -> None:
         try:
             link = await self.holder.endpoint.connect(self.where.address, self.where.credential)
@@ -183,6 +192,11 @@ class Pin:
         self.number = number
         self._on_end = on_end
 
+    @property
+    def live(self) -> bool:
+        """Whether it is counted."""
+        return self.hold is not None
+
     def end(self) -> None:
         """Stop counting it. Idempotent."""
         hold, self.hold = self.hold, None
@@ -220,6 +234,8 @@ class Holder:
         """Count a ref that is sent; return the token that goes with it."""
         number = next(self._numbers)
         pin = self.pins[number] = Pin(hold, number, on_end)
+        if hold.source.lost:  # Nobody would ever tell of its arrival.
+            pin.end()
         return pin, TOKEN.pack(self.id, number)
 
     def taken(self, number: int) -> None:

@@ -18,6 +18,7 @@ from store_harness import run, soon
 
 from collective import RefLost, StoreFull, TensorRef, TensorStore, freight
 from collective._links.arena import arena
+from collective._store.holding import holder_of
 from collective.links import open_endpoint
 
 if TYPE_CHECKING:
@@ -277,6 +278,8 @@ def test_a_sender_that_dies_before_the_receiver_holds_it_loses_it():
                 await lost
             with pytest.raises(RefLost, match="its owner cannot be reached any more"):
                 await sent
+            freight.Freight().ship([sent])
+            assert not holder_of(one).pins
 
     async def holders_are(store: TensorStore, count: int) -> bool:
         return len([name for entry in store.statistics().entries for name in entry.holders]) == count
