@@ -36,6 +36,31 @@ class Found(NamedTuple):
     parts: Sequence[memoryview]
 
 
+class Tables:
+    """What is handed over within this process, since links between its endpoints copy: by table and request."""
+
+    def __init__(self) -> None:
+        self._tables: dict[int, dict[int, Found]] = {}
+        self._numbers = count(1)
+
+    def open(self) -> tuple[int, dict[int, Found]]:
+        """Return a new table and its number."""
+        number = next(self._numbers)
+        table = self._tables[number] = {}
+        return number, table
+
+    def close(self, number: int) -> None:
+        """Forget a table."""
+        del self._tables[number]
+
+    def take(self, number: int, request: int) -> Found | None:
+        """Take what was handed over; None where the table is gone."""
+        return self._tables.get(number, {}).pop(request, None)
+
+
+tables = Tables()
+
+
 class Hold:
     """One entry that this endpoint holds."""
 
@@ -116,7 +141,7 @@ class Tie(Source):
         super().__init__(holder, where)
         self._on_end = on_end
         self._numbers = count(1)
-        self._waiting: dict[int, asyncio.Future[Message]] = {}
+        self._waiting: dict[int, asyncio.Future[Message | Found]] = {}
         self._unsaid: list[bytes] = []
         self._channel: Channel | None = None
         self._cause = ""
@@ -129,9 +154,12 @@ class Tie(Source):
         reply = self._waiting[number] = self.loop.create_future()
         try:
             self._say(HEAD.pack(wire.FETCH, number) + pickle.dumps((entry, keys), pickle.HIGHEST_PROTOCOL))
-            header, buffers = await reply
+            answer = await reply
         finally:
             self._waiting.pop(number, None)
+        if isinstance(answer, Found):
+            return answer
+        header, buffers = answer
         if not header:
             raise RefLost(ref, self.where.owner, self._cause)
         if header[0] == wire.GONE:
@@ -166,9 +194,12 @@ class Tie(Source):
         if kind == wire.TAKEN:
             self.holder.taken(number)
             return
+        answer: Message | Found | None = message
+        if kind == wire.HERE:
+            answer = tables.take(*wire.TABLE.unpack_from(message.header, HEAD.size), number)
         waiting = self._waiting.get(number)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(message)
+        if waiting is not None and not waiting.done() and answer is not None:
+            waiting.set_result(answer)
 
     def _end(self, error: Exception) -> None:
         if self._cause:

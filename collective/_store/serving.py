@@ -11,7 +11,7 @@ import numpy as np
 
 from collective._core.offload import LONG, offload
 from collective._store import wire
-from collective._store.holding import Found, Holder, Source
+from collective._store.holding import Found, Holder, Source, tables
 from collective._store.refs import select
 from collective._store.trees import Leaf, Place, Spec
 from collective._store.wire import HEAD, NOBODY, SECONDS, TOKEN, Where
@@ -65,8 +65,9 @@ class Books:
         self.where = where
         self.loop = asyncio.get_running_loop()
         self.entries: dict[int, Entry] = {}
-        self.own = OwnSource(self, blocks)
+        self.own = OwnSource(self)
         holder.attach(self.own)
+        self._blocks = blocks
         self._on_free = on_free
         self._numbers = 0
         self._sessions: dict[bytes, Session] = {}
@@ -120,6 +121,12 @@ class Books:
         part = select(leaf.view(entry.parts[leaf.part]), keys)
         return Spec(Place(0), (Leaf(0, 0, part.shape, leaf.dtype, leaf.kind),)).dumps(), part
 
+    def show(self, number: int, parts: Sequence[memoryview]) -> list[memoryview]:
+        """Return parts of an entry for readers in this process, who are seen to hold them."""
+        entry = self.entries.get(number)
+        # What keys select is of the one tensor, which is in the one part; of an entry that is gone, nobody will write.
+        return [self._blocks.read(*pair) for pair in zip(entry.memories, parts, strict=False)] if entry else list(parts)
+
     def statistics(self, names: Callable[[object], str]) -> list[EntryStatistics]:
         """Describe all entries."""
         now = time.monotonic()
@@ -139,6 +146,7 @@ class Books:
         """Forget everything."""
         for session in self._sessions.values():
             session.channel.close()
+            session.end()
         self._sessions.clear()
         entries, self.entries = self.entries, {}
         for entry in entries.values():
@@ -159,6 +167,7 @@ class Books:
     def _end(self, key: bytes, session: Session) -> None:
         if self._sessions.get(key) is session:
             del self._sessions[key]
+        session.end()
         for entry in list(self.entries.values()):
             if entry.holders.pop(session, None) is not None:
                 self._look_at(entry)
@@ -171,19 +180,15 @@ class Books:
 class OwnSource(Source):
     """A store as its own endpoint sees it: no link is between."""
 
-    def __init__(self, books: Books, blocks: Blocks) -> None:
+    def __init__(self, books: Books) -> None:
         super().__init__(books.holder, books.where)
         self._books = books
-        self._blocks = blocks
 
     async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
         found = self._books.find(entry, keys)
         if found is None:
             raise RefLost(ref, self.where.owner, _NOT_THERE)
-        memories = self._books.entries[entry].memories if keys is not None else ()
-        # What keys select is of the one tensor, which is in the one part.
-        shown = [self._blocks.read(*pair) for pair in zip(memories, await _in_order(found[1]), strict=True)]
-        return Found(found[0], shown)
+        return Found(found[0], self._books.show(entry, await _in_order(found[1])))
 
     def _say(self, message: bytes) -> None:
         self._books.hear(self, message)
@@ -200,9 +205,15 @@ class Session:
         self._books = books
         self._name = channel.payload.decode(errors="replace")
         self._sending: set[asyncio.Task[None]] = set()
+        self._here = channel.link.kind == "memory"
+        self._number, self._table = tables.open()
 
     def __str__(self) -> str:
         return self._name
+
+    def end(self) -> None:
+        """It is gone."""
+        tables.close(self._number)
 
     def tell(self, number: int) -> None:
         """Tell it that a ref of its has arrived."""
@@ -220,6 +231,9 @@ class Session:
             self.channel.post(HEAD.pack(wire.GONE, number) + _NOT_THERE.encode())
             return
         spec, parts = found
+        if self._here and isinstance(parts, list):
+            self._hand_over(number, entry, spec, parts)
+            return
         if isinstance(parts, list) and len(spec) + sum(part.nbytes + 8 for part in parts) <= LARGE // 2:
             try:
                 self.channel.send_nowait(HEAD.pack(wire.REPLY, number), [spec, *parts])
@@ -228,13 +242,21 @@ class Session:
                 pass
             except LinkError:
                 return  # it is gone, and knows
-        task = self._books.loop.create_task(self._send(number, spec, parts), name=f"sending to {self}")
+        task = self._books.loop.create_task(self._send(number, entry, spec, parts), name=f"sending to {self}")
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def _send(self, number: int, spec: bytes, parts: list[memoryview] | np.ndarray) -> None:
+    def _hand_over(self, number: int, entry: int, spec: bytes, parts: list[memoryview]) -> None:
+        self._table[number] = Found(spec, self._books.show(entry, parts))
+        self.channel.post(HEAD.pack(wire.HERE, number) + wire.TABLE.pack(self._number))
+
+    async def _send(self, number: int, entry: int, spec: bytes, parts: list[memoryview] | np.ndarray) -> None:
+        parts = await _in_order(parts)
+        if self._here:
+            self._hand_over(number, entry, spec, parts)
+            return
         try:
-            await self.channel.send(HEAD.pack(wire.REPLY, number), [spec, *await _in_order(parts)])
+            await self.channel.send(HEAD.pack(wire.REPLY, number), [spec, *parts])
         except LinkError:
             return  # it is gone, and knows
 

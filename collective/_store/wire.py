@@ -10,6 +10,7 @@ so that it is in order and waits for nothing; what was fetched is sent.
                       FETCH(request) pickle   of the entry's number and the keys that select a part of it
     store to holder:  TAKEN(pin)              the ref that this holder had sent elsewhere has arrived there
                       REPLY(request)          buffers: the Spec, and the parts
+                      HERE(request) TABLE     the same, where both are in one process: it is in that table
                       GONE(request) text      there is no such entry
 """
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 HEAD: Final = struct.Struct("<BQ")
 TOKEN: Final = struct.Struct("<32sQ")
 """Which endpoint sent the ref, and the number of its pin there; zeros where none waits to hear of it."""
+TABLE: Final = struct.Struct("<Q")
 SECONDS: Final = struct.Struct("<d")
 
 HOLD: Final = 1
@@ -35,6 +37,7 @@ FETCH: Final = 5
 TAKEN: Final = 6
 REPLY: Final = 7
 GONE: Final = 8
+HERE: Final = 9
 
 NOBODY: Final = bytes(32)
 

@@ -285,3 +285,30 @@ def test_a_sender_that_dies_before_the_receiver_holds_it_loses_it():
         return len([name for entry in store.statistics().entries for name in entry.holders]) == count
 
     run(main())
+
+
+def test_endpoints_of_one_process_read_in_place():
+    async def main() -> None:
+        async with a_store(MIB) as store, await open_endpoint(kinds=()) as other:
+            array = store.empty(1000, np.float32)
+            array[:] = 5
+            tensor = torch.arange(100_000)
+            sent = [await store.put(array), await store.put(tensor)]
+            refs = freight.unload(freight.Freight().ship(sent).table, other)
+            del sent
+            seen, part, own = await refs[0], await refs[0][10:20], await refs[1]
+            assert np.shares_memory(seen, array)
+            assert np.shares_memory(part, array[10:20])
+            np.testing.assert_array_equal(await refs[0][::10], array[::10])
+            own.zero_()
+            assert torch.equal(await refs[1], tensor)
+            del refs, seen, own
+            await soon(lambda: are_entries(store, 0))
+            assert not array.flags.writeable
+            del part
+            await soon(lambda: is_writable(array))
+
+    async def is_writable(array: np.ndarray) -> bool:
+        return array.flags.writeable
+
+    run(main())
