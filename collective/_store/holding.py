@@ -196,7 +196,8 @@ class Tie(Source):
             return
         answer: Message | Found | None = message
         if kind == wire.HERE:
-            answer = tables.take(*wire.TABLE.unpack_from(message.header, HEAD.size), number)
+            (table,) = wire.TABLE.unpack_from(message.header, HEAD.size)
+            answer = tables.take(table, number)
         waiting = self._waiting.get(number)
         if waiting is not None and not waiting.done() and answer is not None:
             waiting.set_result(answer)
