@@ -36,11 +36,25 @@ NAME: Final = "GANGLINE"
 
 
 class Handed:
-    """What takes a tensor's place while Ray pickles: a ref, and what it refers to."""
+    """What Ray takes for a tensor: a ref, and what this process gets for it."""
 
     def __init__(self, ref: TensorRef, value: Any) -> None:
         self.ref = ref
         self.value = value
+
+
+class Box:
+    """What is put into Ray. Taken out, it is the tensor: in this process Ray has Handed for that, elsewhere itself."""
+
+    def __init__(self, handed: Handed) -> None:
+        self._handed = handed
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _unbox, (self._handed,)
+
+
+def _unbox(content: Any) -> Any:
+    return content.value if isinstance(content, Handed) else content
 
 
 @dataclass
@@ -77,11 +91,8 @@ class Transport(TensorTransportManager):
 
     def extract_tensor_transport_metadata(self, obj_id: str, rdt_object: list[Any]) -> Record:
         (handed,) = rdt_object
-        # This list is what Ray hands out within this process.
-        rdt_object[0] = handed.value
-        _kept[obj_id] = ref = handed.ref
-        handed.value = None
-        return Record([((), "object")], "cpu", *ref._record())  # type: ignore[list-item]
+        _kept[obj_id] = handed.ref
+        return Record([((), "object")], "cpu", *handed.ref._record())  # type: ignore[list-item]
 
     def get_communicator_metadata(self, src_actor: Any, dst_actor: Any, backend: str | None = None) -> Any:
         return CommunicatorMetadata()
@@ -118,8 +129,9 @@ async def object_ref(ref: TensorRef) -> Any:
     """See `TensorRef.object_ref`."""
     if not register():
         raise RuntimeError(f"{ref!r}.object_ref(): Ray does not run here; call ray.init first")
-    value = await ref
-    return ray.put(Handed(ref, value), _tensor_transport=NAME)
+    handed = Handed(ref, await ref)
+    # In a thread: at the first time Ray imports torch.
+    return await asyncio.get_running_loop().run_in_executor(None, partial(_put, handed))
 
 
 async def from_object_ref(found: Any) -> TensorRef:
@@ -138,6 +150,10 @@ async def from_object_ref(found: Any) -> TensorRef:
     return ref
 
 
+def _put(handed: Handed) -> Any:
+    return ray.put(Box(handed), _tensor_transport=NAME)
+
+
 def register() -> bool:
     """Let Ray know of refs in this process, if it runs here; return whether it does. Idempotent."""
     if not ray.is_initialized():
@@ -152,7 +168,7 @@ def register() -> bool:
 def _serialize(ref: TensorRef) -> tuple[Any, tuple[Any, ...]]:
     """Have a ref travel in Ray's serializer as its ObjectRef, by which Ray counts it."""
     ref._held()
-    return ray.put(Handed(ref, ref), _tensor_transport=NAME), ref._record()
+    return _put(Handed(ref, ref)), ref._record()
 
 
 def _deserialize(state: tuple[Any, tuple[Any, ...]]) -> TensorRef:

@@ -25,11 +25,12 @@ class Owner(Actor):
     async def make(self) -> TensorRef:
         return await self.store.put(np.arange(COUNT, dtype=np.float32))
 
-    async def make_object(self) -> list[Any]:
-        return [await (await self.make()).object_ref()]
+    async def make_object(self, plain: Any) -> None:
+        await plain.keep.remote([await (await self.make()).object_ref()])
 
-    async def turn_back(self, found: list[Any]) -> Any:
-        ref = await self.store.from_object_ref(found[0])
+    async def turn_back(self, plain: Any) -> Any:
+        (found,) = await plain.kept.remote()
+        ref = await self.store.from_object_ref(found)
         return float((await ref)[-1])
 
     async def counts(self) -> AsyncIterator[int]:
@@ -45,6 +46,13 @@ class Plain:
 
     def get_last(self, found: list[Any]) -> float:
         return float(ray.get(found[0])[-1])
+
+    def keep(self, found: list[Any]) -> None:
+        self.found = found
+
+    def kept(self) -> list[Any]:
+        found, self.found = self.found, []
+        return found
 
     def use(self, refs: list[TensorRef]) -> tuple[str, float]:
         async def main() -> float:
@@ -83,12 +91,14 @@ def test_a_ref_is_an_object_ref_and_back(ray_session):
             assert await plain.last.remote(found) == (COUNT - 1, False)
             assert await plain.get_last.remote([found]) == COUNT - 1
             assert await asynchronous.last.remote(found) == COUNT - 1
-            assert await other.turn_back([found]) == COUNT - 1
+            await plain.keep.remote([found])
+            assert await other.turn_back(plain) == COUNT - 1
             await entries_become(owner, 1)
             del found
             await entries_become(owner, 0)
             # One that an actor of the gang made.
-            made = await owner.make_object()
+            await owner.make_object(plain)
+            made = await plain.kept.remote()
             assert (await asyncio.to_thread(ray.get, made[0]))[-1] == COUNT - 1
             assert await plain.last.remote(made[0]) == (COUNT - 1, False)
             assert await plain.get_last.remote(made) == COUNT - 1
