@@ -88,9 +88,10 @@ def test_a_ref_is_an_object_ref_and_back(ray_session):
             gc.collect()
             assert await asyncio.to_thread(ray.wait, [found]) == ([found], [])
             assert (await asyncio.to_thread(ray.get, found))[-1] == COUNT - 1
-            assert await plain.last.remote(found) == (COUNT - 1, False)
+            # In a thread: Ray blocks until the actor has the transport, at the first time.
+            assert await (await asyncio.to_thread(plain.last.remote, found)) == (COUNT - 1, False)
             assert await plain.get_last.remote([found]) == COUNT - 1
-            assert await asynchronous.last.remote(found) == COUNT - 1
+            assert await (await asyncio.to_thread(asynchronous.last.remote, found)) == COUNT - 1
             await plain.keep.remote([found])
             assert await other.turn_back(plain) == COUNT - 1
             await entries_become(owner, 1)
