@@ -16,12 +16,12 @@ from collective._core.offload import LONG, offload
 from collective._links import borrowing, loops
 from collective._store.holding import UNTOLD, Found, Hold, Pin, holder_of
 from collective._store.trees import Spec, Summary, flatten
+from collective._store.wire import Where
 from collective.errors import RefLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from collective._store.wire import Where
     from collective.abc import Endpoint
 
 
@@ -211,7 +211,7 @@ class TensorRef(freight.Ref):
         """Count it for a frame; return what the frame says of it, and who understands that."""
         hold = self._held()
         pin, token = hold.source.holder.pin(hold, on_end)
-        return pin, (arrive, (*self._record(), token))
+        return pin, (arrive, (self._where.packed, *self._record()[1:], token))
 
     def _record(self) -> tuple[Any, ...]:
         """Return what says which entry it is, and which part of that."""
@@ -254,7 +254,8 @@ def _tell_ray() -> None:
 
 def arrive(record: tuple[Any, ...], endpoint: Endpoint) -> TensorRef:
     """Take what a frame says of a ref."""
-    where, number, summary, keys, token = record
+    packed, number, summary, keys, token = record
+    where = Where.unpack(packed)
     hold = holder_of(endpoint).source(where).hold(number, token)
     return TensorRef(where, number, Summary(*summary), keys=keys, hold=hold)
 

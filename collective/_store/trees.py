@@ -78,6 +78,9 @@ class Place:
     index: int
 
 
+_ALONE: Final = Place(0)
+
+
 @dataclass(frozen=True)
 class Spec:
     """How to put a structure together again from parts of memory."""
@@ -96,12 +99,15 @@ class Spec:
 
     def dumps(self) -> bytes:
         """Take it apart."""
-        return pickle.dumps((self.form, self.leaves), pickle.HIGHEST_PROTOCOL)
+        # Plain tuples, and nothing for a tensor alone: what is of a class takes pickle ten times as long.
+        form = None if isinstance(self.form, Place) else self.form
+        return pickle.dumps((form, [tuple(leaf) for leaf in self.leaves]), pickle.HIGHEST_PROTOCOL)
 
     @staticmethod
     def loads(data: bytes | memoryview) -> Spec:
         """Put it together."""
-        return Spec(*pickle.loads(data))
+        form, leaves = pickle.loads(data)
+        return Spec(_ALONE if form is None else form, tuple(Leaf(*leaf) for leaf in leaves))
 
     def assemble(self, parts: Sequence[memoryview], private: Callable[[memoryview], memoryview]) -> Any:
         """Return the structure over these parts: arrays of numpy read-only, tensors over private memory.
@@ -137,14 +143,24 @@ def take_apart(tree: Any) -> Tree:
     Raises:
         TypeError: something else is in it; says where.
     """
-    leaves: list[Array] = []
-    seen: dict[int, list[int]] = {}
+    walk = _Walk()
+    form = walk.visit(tree, "")
+    return Tree(form, tuple(walk.leaves), tuple(tensors.to_host(leaf) for leaf in walk.leaves))
 
-    def visit(node: Any, path: str) -> Any:
+
+class _Walk:
+    """Takes a structure apart. No closure that calls itself: such a cycle would keep the tensors alive for a while."""
+
+    def __init__(self) -> None:
+        self.leaves: list[Array] = []
+        self._seen: dict[int, list[int]] = {}
+
+    def visit(self, node: Any, path: str) -> Any:
+        """Return the form of a part of the structure."""
         if isinstance(node, dict):
-            return {key: visit(value, f"{path}[{key!r}]") for key, value in node.items()}
+            return {key: self.visit(value, f"{path}[{key!r}]") for key, value in node.items()}
         if isinstance(node, list | tuple):
-            items = [visit(value, f"{path}[{index}]") for index, value in enumerate(node)]
+            items = [self.visit(value, f"{path}[{index}]") for index, value in enumerate(node)]
             if isinstance(node, list):
                 return items
             return type(node)(*items) if hasattr(node, "_fields") else tuple(items)
@@ -154,15 +170,13 @@ def take_apart(tree: Any) -> Tree:
         except TypeError as error:
             raise TypeError(f"put: tree{path}: {error}") from None
         address = id(node) if kind == "numpy" and isinstance(node, np.generic) else _address(node, kind)
-        for index in seen.setdefault(address, []):
+        leaves, known = self.leaves, self._seen.setdefault(address, [])
+        for index in known:
             if node is leaves[index] or (kind == tensors.kind_of(leaves[index]) and _same(node, leaves[index])):
                 return Place(index)
-        seen[address].append(len(leaves))
+        known.append(len(leaves))
         leaves.append(node)
         return Place(len(leaves) - 1)
-
-    form = visit(tree, "")
-    return Tree(form, tuple(leaves), tuple(tensors.to_host(leaf) for leaf in leaves))
 
 
 def rebuild(form: Any, leaves: Sequence[Any]) -> Any:

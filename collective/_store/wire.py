@@ -16,8 +16,10 @@ so that it is in order and waits for nothing; what was fetched is sent.
 
 from __future__ import annotations
 
+import pickle
 import struct
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -58,3 +60,17 @@ class Where:
     def port(self) -> str:
         """The port at which it is served."""
         return f"store/{self.uid}"
+
+    @cached_property
+    def packed(self) -> bytes:
+        """This, pickled: once, since each ref takes it along."""
+        return pickle.dumps((self.uid, self.owner, self.address, self.credential), pickle.HIGHEST_PROTOCOL)
+
+    @staticmethod
+    @lru_cache(1024)
+    def unpack(packed: bytes) -> Where:
+        """Return what was packed."""
+        return Where(*pickle.loads(packed))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Where.unpack, (self.packed,)

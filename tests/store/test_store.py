@@ -154,8 +154,18 @@ def test_an_array_of_the_store_is_not_copied():
             tensor = store.empty(10, torch.int64)
             tensor[:] = 3
             assert torch.equal(await (await store.put(tensor)), tensor)
-            del array, tensor
-            await empty(store)
+            del tensor
+            gc.collect()
+            gc.disable()  # nothing here may wait for it
+            try:
+                ref = await store.put(array)
+                del array, ref
+                await soon(lambda: is_free(store), collect=False)
+            finally:
+                gc.enable()
+
+    async def is_free(store: TensorStore) -> bool:
+        return not store.statistics().used
 
     run(main())
 
