@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from actors.handles import Handle, Handles
     from actors.role import Role
     from actors.streams import Stream, Streams
+    from collective.store import TensorRef, TensorStore
 
 __all__ = [
     "Actor",
@@ -42,6 +43,8 @@ __all__ = [
     "Role",
     "Stream",
     "Streams",
+    "TensorRef",
+    "TensorStore",
     "from_thread",
 ]
 
@@ -54,6 +57,7 @@ _HOMES = {
     "actors.handles": "Handle Handles",
     "actors.role": "Role",
     "actors.streams": "Stream Streams",
+    "collective.store": "TensorRef TensorStore",
 }
 
 

@@ -67,7 +67,7 @@ async def broadcast(
 
 
 def _failed(reply: Message | Failure) -> bool:
-    return isinstance(reply, Failure) or reply.header[0] & ~protocol.ASIDE != protocol.RESULT
+    return isinstance(reply, Failure) or reply.header[0] & protocol.KIND != protocol.RESULT
 
 
 async def _all_returned(calls: Sequence[Call]) -> bool:

@@ -15,10 +15,11 @@ from weakref import ref
 
 from actors import _protocol as protocol
 from actors._context import current
-from actors._pickling import dumps, loads, loads_error
+from actors._pickling import Beside, dumps, loads, loads_error
 from actors.errors import ActorClosed, NotReady, RemoteCancelled
 from collective.abc import LARGE
 from collective.errors import HandshakeError, LinkClosed, LinkError, PeerLost, PortRefused, WouldBlock
+from collective.freight import Freight
 from collective.links import loop_endpoint
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from actors._interface import Method
     from actors._target import Target
     from collective.abc import Buffer, Channel, Endpoint, Link, Message
+    from collective.freight import Shipment
 
 _numbers: Final = count(1)
 
@@ -44,7 +46,18 @@ class Failure:
 class Call:
     """One call on its way. `place` is its place in line until it has left; `reply` is its Message or its Failure."""
 
-    __slots__ = ("_buffers", "_header", "connection", "method", "number", "on_end", "place", "reply", "sent")
+    __slots__ = (
+        "_buffers",
+        "_header",
+        "_shipment",
+        "connection",
+        "method",
+        "number",
+        "on_end",
+        "place",
+        "reply",
+        "sent",
+    )
 
     def __init__(
         self, connection: Connection, number: int, method: str, header: bytes, buffers: Sequence[Buffer]
@@ -59,6 +72,11 @@ class Call:
         self.sent = False
         self._header = header
         self._buffers = buffers
+        self._shipment: Shipment | None = None
+        if type(buffers) is Beside:
+            self._header, self._buffers, self._shipment = protocol.load(
+                header, buffers, buffers.refs, connection.freight
+            )
 
     def __str__(self) -> str:
         return f"{self.connection.target}.{self.method}"
@@ -87,11 +105,26 @@ class Call:
                 self.sent = True
                 await channel.send(self._header, self._buffers)
         except LinkError as error:
+            self._lost()
             connection.end_call(self, error)
+        except asyncio.CancelledError as cancelled:
+            if hasattr(cancelled, "withdrawn"):
+                self._lost()
+            raise
         finally:
+            self.drop_unsent()
             self._buffers = ()
             self.place = None
             connection.step_out(place)
+
+    def drop_unsent(self) -> None:
+        """Let go of refs in a request that did not leave, and will not."""
+        if not self.sent:
+            self._lost()
+
+    def _lost(self) -> None:
+        if self._shipment is not None:
+            self._shipment.lost()
 
     def cancel(self, *, forget: bool) -> None:
         """Have the actor cancel it. With `forget` nobody waits for the reply, which else tells that it has ended."""
@@ -116,7 +149,7 @@ class Call:
         reply = self.reply.result()
         if isinstance(reply, Failure):
             return reply
-        kind = reply.header[0] & ~protocol.ASIDE
+        kind = reply.header[0] & protocol.KIND
         return reply if kind == protocol.RESULT else read_failure(kind, reply, str(self))
 
 
@@ -133,7 +166,8 @@ class Connection:
         self.target = target
         self.dialer = dialer
         self.link: Link | None = None
-        self._endpoint = endpoint
+        self.freight = Freight()
+        self.endpoint = endpoint
         self._table = table
         self._number = next(_numbers)
         self._main: Channel | None = None
@@ -151,7 +185,10 @@ class Connection:
     def begin(self, method: Method, data: bytes, buffers: Sequence[Buffer]) -> Call:
         """Make a call: its request has left when this returns, or has its place in line."""
         number = next(self._call_numbers)
-        header, buffers = protocol.pack(protocol.CALL, number, data, buffers, tail=method.wire)
+        header, parts = protocol.pack(protocol.CALL, number, data, buffers, tail=method.wire)
+        if type(buffers) is Beside:
+            parts = Beside(parts, buffers.refs)
+        buffers = parts
         return self._begin(Call(self, number, method.name, header, buffers))
 
     def begin_reset(self, tokens: Sequence[str]) -> Call:
@@ -180,7 +217,7 @@ class Connection:
         """Return the channel for requests, connecting at the first use; None where the connection has ended."""
         if self._main is None and self._ended is None:
             try:
-                self._open(await self._endpoint.connect(self.target.address, self.target.credential))
+                self._open(await self.endpoint.connect(self.target.address, self.target.credential))
             except LinkError as error:
                 self._end(error)
         return self._main if self._ended is None else None
@@ -194,6 +231,7 @@ class Connection:
     def cancel(self, call: Call, *, forget: bool) -> None:
         if forget or not call.sent:
             self._calls.pop(call.number, None)
+        call.drop_unsent()
         if call.reply.done() and not call.reply.cancelled():  # cancelled: by the cancellation of who awaited it
             return
         if not call.sent:
@@ -204,6 +242,7 @@ class Connection:
     def forget(self, call: Call) -> None:
         """Take a call that has ended by other means off the books."""
         self._calls.pop(call.number, None)
+        call.drop_unsent()
 
     def end_call(self, call: Call, error: Exception) -> None:
         """Let a call fail because its channel or link did."""
@@ -235,8 +274,10 @@ class Connection:
         self._main.subscribe(self._on_reply, self._on_main_end)
         self._bulk.subscribe(self._on_reply, self._end)
         link.on_close(self._end)
+        link.on_close(lambda _: self.freight.lose())
 
     def _on_reply(self, message: Message) -> None:
+        message = protocol.unload(message, self.endpoint)
         _, number = protocol.HEAD.unpack_from(message.header)
         call = self._calls.pop(number, None)
         if call is not None:

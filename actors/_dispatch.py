@@ -40,7 +40,7 @@ class Dispatcher:
         }
         self.closing = False
         self.workers = Workers(f"{role}[{rank}]", threads)
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._port = protocol.port(uid)
         self._loop = asyncio.get_running_loop()
         self._sessions: dict[tuple[object, int], Session] = {}
@@ -50,7 +50,7 @@ class Dispatcher:
 
     def start(self) -> None:
         """Take calls from now on, those that already wait included."""
-        self._endpoint.serve(self._port, self._on_channel)
+        self.endpoint.serve(self._port, self._on_channel)
 
     async def aclose(self) -> None:
         """Take no more calls, cancel those that run, and wait until they have ended and their callers know.
@@ -59,7 +59,7 @@ class Dispatcher:
         what still runs get ActorClosed then. Idempotent.
         """
         self.closing = True
-        self._endpoint.unserve(self._port)
+        self.endpoint.unserve(self._port)
         sessions = list(self._sessions.values())
         for session in sessions:
             for call in list(session.running.values()):

@@ -25,6 +25,7 @@ from actors.abc import ProcessId
 from actors.actor import connect, create
 from actors.errors import RemoteCancelled
 from collective.errors import LinkBroken, LinkError
+from collective.freight import name_endpoint
 from collective.types import Address, Member
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from actors.actor import Actor
     from collective.abc import Channel, Endpoint, Link
     from collective.group import Group
+    from collective.store import TensorStore
     from collective.types import GroupSpec
 
 Blueprint: TypeAlias = "tuple[type[Actor], tuple[Any, ...], Mapping[str, Any]]"
@@ -68,6 +70,9 @@ class Host:
         self._dispatcher: Dispatcher | None = None
         self._roster: Roster | None = None
         self._set_up = False
+        self._store: TensorStore | None = None
+        self._thread = threading.get_ident()
+        name_endpoint(endpoint, str(launch))
         self._phase: asyncio.Task[None] | None = None
         # One context for all that is done for the actor: what __init__ sets in it is there in setup and in calls.
         self._context = copy_context()
@@ -97,6 +102,8 @@ class Host:
             # Before the groups: all members leave now, and to say so to each other would cost a link for each pair.
             await endpoint.aclose()
             await self._leave_groups()
+            if self._store is not None:
+                self._store.close()
         return self.leaving
 
     async def _connect_home(self) -> Link:
@@ -169,7 +176,25 @@ class Host:
 
     async def _construct(self) -> None:
         cls, args, kwargs = self._make()
-        self._actor = create(cls, tuple(args), kwargs, role=self.launch.role, rank=self.launch.rank)
+        launch = self.launch
+        self._actor = create(
+            cls, tuple(args), kwargs, role=launch.role, rank=launch.rank, make_store=self._make_store
+        )
+
+    def _make_store(self) -> TensorStore:
+        """Return the actor's store, made at its first use: actors without need no numpy."""
+        if threading.get_ident() != self._thread:
+            return asyncio.run_coroutine_threadsafe(self._make_store_on_loop(), self._loop).result()
+        if self._store is None:
+            from collective.store import TensorStore, default_limit
+
+            launch = self.launch
+            limit = launch.store_bytes if launch.store_bytes is not None else default_limit()
+            self._store = TensorStore(self._endpoint, owner=f"{launch} of gang {launch.gang!r}", limit=limit)
+        return self._store
+
+    async def _make_store_on_loop(self) -> TensorStore:
+        return self._make_store()
 
     async def _form_groups(self, data: memoryview) -> None:
         launch = self.launch

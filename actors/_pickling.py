@@ -20,6 +20,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actors.errors import NotPicklable, RemoteError, RemoteTraceback
+from collective import freight
 from collective.links import private
 
 if TYPE_CHECKING:
@@ -29,18 +30,40 @@ if TYPE_CHECKING:
     import numpy as np
 
     from collective.abc import Buffer
+    from collective.store import TensorRef
 
 PROTOCOL = 5
 
 
-def dumps(obj: object, what: str, of: object = None) -> tuple[bytes, list[memoryview]]:
+class Beside(list[Any]):
+    """The memory beside a pickle that has refs to tensors in it."""
+
+    def __init__(self, buffers: Sequence[Buffer], refs: Sequence[TensorRef]) -> None:
+        super().__init__(buffers)
+        self.refs = refs
+
+
+def dumps(obj: object, what: str, of: object = None, *, in_call: bool = True) -> tuple[bytes, list[memoryview]]:
     """Take an object apart into a pickle and the memory beside it, which is the object's own until copied.
+
+    The memory is a Beside where the object has refs to tensors in it, which only what goes `in_call` may have.
 
     :param what: names the object in the error; so does `of`, whose text is taken only then.
 
     Raises:
         NotPicklable: neither pickle nor cloudpickle can.
     """
+    if not in_call:
+        return _dumps(obj, what, of, [])
+    refs = freight.start_leaving()
+    try:
+        data, buffers = _dumps(obj, what, of, refs)
+    finally:
+        freight.stop_leaving()
+    return (data, Beside(buffers, refs)) if refs else (data, buffers)
+
+
+def _dumps(obj: object, what: str, of: object, refs: list[TensorRef]) -> tuple[bytes, list[memoryview]]:
     buffers: list[pickle.PickleBuffer] = []
     try:
         entries = _reducers()
@@ -48,12 +71,14 @@ def dumps(obj: object, what: str, of: object = None) -> tuple[bytes, list[memory
             data = pickle.dumps(obj, PROTOCOL, buffer_callback=buffers.append)
         if entries or _IN_BAND in data:
             buffers.clear()
+            refs.clear()
             data = _dumps_arrays(obj, buffers.append)
         by_value = b"__main__" in data
     except Exception:  # whatever a __reduce__ raises: cloudpickle tries next, and reports its own failure
         by_value = True
     if by_value:
         buffers.clear()
+        refs.clear()
         try:
             data = _dumps_by_value(obj, buffers.append)
         except Exception as error:
@@ -68,6 +93,9 @@ def loads(data: Buffer, buffers: Sequence[memoryview], what: str, of: object = N
         NotPicklable: what the pickle needs is missing here, or fails.
     """
     try:
+        if type(buffers) is Beside:
+            with freight.arrived(buffers.refs):
+                return loads(data, list(buffers), what, of)
         if not buffers:
             return pickle.loads(data)
         shown = [buffer.toreadonly() for buffer in buffers]

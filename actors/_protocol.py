@@ -8,7 +8,8 @@ says which: `OPENING.pack(what, connection, call)`.
     STREAM  caller to actor: posts: CREDIT, STOP            actor to caller: ITEM ..., then END, ERROR or CANCELLED
 
 Every message starts with `HEAD.pack(kind, number)`; the number is the call's (on a stream: a count of items). A pickle
-follows, in the header where it is small, else as the first buffer (kind | ASIDE).
+follows, in the header where it is small, else as the first buffer (kind | ASIDE). Where it has refs to tensors in it,
+their table is the last buffer (kind | REFS).
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from collective.abc import LARGE
+from actors._pickling import Beside
+from collective import freight
+from collective.abc import LARGE, Message
 from collective.errors import WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from collective.abc import Buffer, Channel, Message
+    from collective.abc import Buffer, Channel, Endpoint
+    from collective.freight import Freight, Shipment
+    from collective.store import TensorRef
 
 OPENING: Final = struct.Struct("<BQQ")
 MAIN: Final = 1
@@ -41,6 +46,8 @@ END: Final = 8
 CREDIT: Final = 9
 STOP: Final = 10
 ASIDE: Final = 0x80
+REFS: Final = 0x40
+KIND: Final = 0x3F
 
 INLINE: Final = 32 << 10
 """Bytes of pickle above which it travels as a buffer: there, adding it to the header would cost a copy."""
@@ -63,11 +70,28 @@ def pack(
     return HEAD.pack(kind | ASIDE, number) + tail, (data, *buffers)
 
 
+def load(
+    header: bytes, buffers: Sequence[Buffer], refs: Sequence[TensorRef], freight: Freight
+) -> tuple[bytes, Sequence[Buffer], Shipment]:
+    """Add the refs that a message's pickle has in it; they are counted until it has arrived."""
+    shipment = freight.ship(refs)
+    return bytes((header[0] | REFS,)) + header[1:], (*buffers, shipment.table), shipment
+
+
+def unload(message: Message, endpoint: Endpoint) -> Message:
+    """Take the refs of a message, as soon as it has come and whether or not it will be read."""
+    header, buffers = message
+    if not header[0] & REFS:
+        return message
+    return Message(header, Beside(buffers[:-1], freight.unload(buffers[-1], endpoint)))
+
+
 def body(message: Message, start: int = HEAD.size) -> tuple[Buffer, Sequence[memoryview]]:
     """Take the pickle and its buffers out of a message; `start` is where the pickle is in a header that has it."""
     header, buffers = message
     if header[0] & ASIDE:
-        return buffers[0], buffers[1:]
+        rest = buffers[1:]
+        return buffers[0], Beside(rest, buffers.refs) if type(buffers) is Beside else rest
     return memoryview(header)[start:], buffers
 
 

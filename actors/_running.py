@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actors import _protocol as protocol
 from actors._interface import Kind
-from actors._pickling import dumps, dumps_error, loads
+from actors._pickling import Beside, dumps, dumps_error, loads
 from actors._threads import Job
 from actors.errors import ActorClosed, RemoteCancelled
 from collective.errors import LinkError
+from collective.freight import Ref
 from collective.scopes import CallScope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
     from actors._session import Session
-    from collective.abc import Channel, Message
+    from collective.abc import Buffer, Channel, Message
+    from collective.freight import Shipment
 
 OWN_MODULES = frozenset({"actors._running", "actors._threads"})
 """Whose frames a remote traceback does not start with."""
@@ -112,7 +114,7 @@ class Running:
             raise
         if error is not None:
             raise error
-        if inspect.isawaitable(value):
+        if inspect.isawaitable(value) and not isinstance(value, Ref):
             if inspect.iscoroutine(value):
                 value.close()
             raise TypeError(f"{self.where} is a plain method but returned an awaitable; declare it with async def")
@@ -124,15 +126,31 @@ class Running:
         try:
             async for item in generator:
                 await flow.take()
-                header, buffers = protocol.pack(protocol.ITEM, 0, *dumps(item, "an item", self.where))
+                data, buffers = dumps(item, "an item", self.where)
                 del item
-                await protocol.send(channel, header, buffers)
+                header, parts, shipment = self._pack(protocol.ITEM, 0, data, buffers)
+                del data, buffers
+                try:
+                    await protocol.send(channel, header, parts)
+                except asyncio.CancelledError as cancelled:
+                    if shipment is not None and hasattr(cancelled, "withdrawn"):
+                        shipment.lost()
+                    raise
+                del parts
         finally:
             # Cancelling has ended the loop above; its mark would now upset timeouts in the generator's own clean-up.
             if self.task is not None:
                 while self.task.cancelling():
                     self.task.uncancel()
             await generator.aclose()
+
+    def _pack(
+        self, kind: int, number: int, data: bytes, buffers: Sequence[memoryview]
+    ) -> tuple[bytes, Sequence[Buffer], Shipment | None]:
+        header, parts = protocol.pack(kind, number, data, buffers)
+        if type(buffers) is Beside:
+            return protocol.load(header, parts, buffers.refs, self.session.freight)
+        return header, parts, None
 
     def _success(self, result: Any) -> tuple[int, bytes, Sequence[memoryview]]:
         if self.stream is not None:
@@ -160,10 +178,15 @@ class Running:
         return protocol.ERROR, *dumps((dumps_error(error, OWN_MODULES), list(broken)), f"the error of {self.where}")
 
     async def _reply(self, kind: int, data: bytes, buffers: Sequence[memoryview]) -> None:
-        header, parts = protocol.pack(kind, self.number, data, buffers)
+        header, parts, shipment = self._pack(kind, self.number, data, buffers)
         if self.stream is None:
-            if not self.session.reply_now(header, parts):
-                await self.session.reply(header, parts)
+            try:
+                if not self.session.reply_now(header, parts):
+                    await self.session.reply(header, parts)
+            except BaseException:
+                if shipment is not None:
+                    shipment.lost()
+                raise
             return
         try:
             await self.stream.send(header, parts)

@@ -11,6 +11,7 @@ from actors._running import OWN_MODULES, Ending, Running
 from actors.errors import ActorClosed
 from collective.abc import LARGE
 from collective.errors import LinkBroken, LinkError, WouldBlock
+from collective.freight import Freight
 from collective.scopes import reset_everywhere
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Session:
         self._streams: dict[int, asyncio.Future[Channel]] = {}
         self._newest = 0
         self._withdrawn: set[int] = set()
+        self.freight = Freight()
 
     @property
     def workers(self) -> Workers:
@@ -46,6 +48,7 @@ class Session:
         """Take a channel that the caller opened."""
         if what == protocol.MAIN:
             self._main = channel
+            channel.link.on_close(lambda _: self.freight.lose())
             channel.subscribe(self._on_message, lambda _: self.end())
             return
         if what == protocol.BULK:
@@ -119,6 +122,7 @@ class Session:
             self._main.close()
 
     def _on_message(self, message: Message) -> None:
+        message = protocol.unload(message, self.dispatcher.endpoint)
         kind, number = protocol.HEAD.unpack_from(message.header)
         if kind == protocol.CANCEL:
             self._cancel(number)
@@ -129,7 +133,7 @@ class Session:
             self._withdrawn = {later for later in self._withdrawn if later > number}
             if cancelled:
                 return
-        if kind & ~protocol.ASIDE == protocol.CALL:
+        if kind & protocol.KIND == protocol.CALL:
             self._call(number, message)
         else:
             self.dispatcher.spawn(self._reset(number, message), name="resetting groups")

@@ -46,6 +46,7 @@ class Job:
                 value = self._context.run(self._run)
             except BaseException as raised:  # even SystemExit is the caller's to hear, and must not end the thread
                 error = raised
+        self._context = Context()  # The other has this job in it, and its result would wait for the garbage collector.
         try:
             self.loop.call_soon_threadsafe(self._end, value, error)
         except RuntimeError:

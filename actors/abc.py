@@ -24,6 +24,7 @@ class Launch:
     :param calls: opens this actor's calls, and nothing else.
     :param threads: worker threads for plain methods.
     :param backends: what data planes its groups will be on, to be loaded early.
+    :param store_bytes: what its store may hold; None for the default.
     """
 
     gang: str
@@ -35,6 +36,7 @@ class Launch:
     calls: Credential
     threads: int
     backends: tuple[str, ...] = ()
+    store_bytes: int | None = None
 
     def __str__(self) -> str:
         return f"{self.role}[{self.rank}]"

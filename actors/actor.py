@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from actors.errors import NotReady
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from actors.handles import Handles
     from collective.group import Group
+    from collective.store import TensorStore
 
 
 @dataclass
@@ -22,6 +23,8 @@ class _Place:
     rank: int
     groups: Mapping[str, Group] | None = None
     gang: Mapping[str, Handles[Any]] | None = None
+    make_store: Callable[[], TensorStore] | None = None
+    store: TensorStore | None = None
 
     def too_early(self, name: str) -> NotReady:
         return NotReady(f"{self.role}[{self.rank}].{name} is not there in __init__; move what needs it to setup()")
@@ -34,7 +37,7 @@ class Actor:
     and calls interleave where they await; a plain `def` runs in a worker thread, one at a time in call order; an async
     generator is a stream. Arguments arrive as copies; numpy arrays among them are read-only.
 
-    `rank` and `role` are there from `__init__` on, `groups` and `gang` from `setup` on.
+    `rank`, `role` and `store` are there from `__init__` on, `groups` and `gang` from `setup` on.
     """
 
     __place: _Place | None = None
@@ -65,6 +68,16 @@ class Actor:
             raise place.too_early("gang")
         return place.gang
 
+    @property
+    def store(self) -> TensorStore:
+        """Where this actor puts tensors for others to read: `ref = await self.store.put(tensor)`."""
+        place = self.__placed("store")
+        if place.store is None:
+            if place.make_store is None:
+                raise NotReady(f"{self.role}[{self.rank}].store: no gang made this instance, so it has no store")
+            place.store = place.make_store()
+        return place.store
+
     async def setup(self) -> None:
         """Prepare before the first call; the groups are live. A gang has started once every `setup` has returned."""
 
@@ -77,8 +90,10 @@ class Actor:
         return self.__place
 
     @staticmethod
-    def _place_in_role(instance: Actor, role: str, rank: int) -> None:
-        instance.__place = _Place(role, rank)
+    def _place_in_role(
+        instance: Actor, role: str, rank: int, make_store: Callable[[], TensorStore] | None
+    ) -> None:
+        instance.__place = _Place(role, rank, make_store=make_store)
 
     @staticmethod
     def _place_in_gang(instance: Actor, groups: Mapping[str, Group], gang: Mapping[str, Handles[Any]]) -> None:
@@ -89,10 +104,21 @@ class Actor:
 A = TypeVar("A", bound=Actor)
 
 
-def create(cls: type[A], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, role: str, rank: int) -> A:
-    """Make an actor as a host does: `rank` and `role` are there in its `__init__`."""
+def create(
+    cls: type[A],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    role: str,
+    rank: int,
+    make_store: Callable[[], TensorStore] | None = None,
+) -> A:
+    """Make an actor as a host does: `rank`, `role` and `store` are there in its `__init__`.
+
+    :param make_store: is called at the first use of the store, in any thread but not in two at once.
+    """
     instance = cls.__new__(cls, *args, **kwargs)
-    Actor._place_in_role(instance, role, rank)
+    Actor._place_in_role(instance, role, rank, make_store)
     instance.__init__(*args, **kwargs)  # type: ignore[misc]
     return instance
 

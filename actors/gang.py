@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import difflib
 import hmac
 import logging
@@ -216,9 +217,8 @@ class Gang:
             for rank in range(role.count):
                 uid = secrets.token_hex(16)
                 calls = Credential(port(uid), _derive(secret, uid))
-                launches.append(
-                    Launch(self._id, role.name, rank, uid, home, member, calls, role.threads, backends)
-                )
+                launch = Launch(self._id, role.name, rank, uid, home, member, calls, role.threads, backends)
+                launches.append(dataclasses.replace(launch, store_bytes=role.store_bytes))
         return launches
 
     def _targets(self, crew: Crew) -> Mapping[str, tuple[Target, ...]]:

@@ -23,6 +23,7 @@ class Role(Generic[A]):
     :param name: unique in the gang.
     :param args, kwargs: for the constructor of each; they travel by pickle, on every runtime.
     :param resources: what each actor takes of its node.
+    :param store_bytes: bytes that the store of each actor may hold; by default a quarter of its host's memory.
     :param threads: worker threads for the plain methods of each actor; more than one gives up their call order.
     """
 
@@ -33,6 +34,7 @@ class Role(Generic[A]):
     kwargs: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     resources: Resources = field(default_factory=Resources, kw_only=True)
     threads: int = field(default=1, kw_only=True)
+    store_bytes: int | None = field(default=None, kw_only=True)
 
     def check(self) -> None:
         """Raise ValueError or TypeError where this role could not be started anywhere."""
@@ -42,7 +44,10 @@ class Role(Generic[A]):
             raise TypeError(f"role {self.name!r}: {self.cls!r} is no subclass of Actor")
         if missing := sorted(getattr(self.cls, "__abstractmethods__", ())):
             raise TypeError(f"role {self.name!r}: {self.cls.__qualname__} leaves {', '.join(missing)} abstract")
-        for what, number in (("count", self.count), ("threads", self.threads)):
+        numbers = [("count", self.count), ("threads", self.threads)]
+        if self.store_bytes is not None:
+            numbers.append(("store_bytes", self.store_bytes))
+        for what, number in numbers:
             if isinstance(number, bool) or not isinstance(number, int):
                 raise TypeError(f"role {self.name!r}: {what} is {number!r}; it must be a whole number")
             if number < 1:

@@ -130,13 +130,14 @@ class Stream(Generic[T]):
 
     async def _receive(self, channel: Channel) -> Any:
         """Return the pickle of the next item, or None after the last one."""
+        assert self._call is not None
+        connection = self._call.connection
         try:
-            message = await channel.receive()
+            message = protocol.unload(await channel.receive(), connection.endpoint)
         except LinkError as error:
             self._ended = True
-            assert self._call is not None
-            raise self._call.connection.translate(error, self._method.name) from error
-        kind = message.header[0] & ~protocol.ASIDE
+            raise connection.translate(error, self._method.name) from error
+        kind = message.header[0] & protocol.KIND
         if kind == protocol.ITEM:
             return protocol.body(message)
         self._ended = True

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
         LinkError,
         PeerLost,
         PortRefused,
+        RefLost,
+        StoreError,
+        StoreFull,
         WouldBlock,
         WrongThread,
     )
     from collective.group import Batch, Group
-    from collective.types import GroupSpec, GroupStatistics, Member, ReduceOp
+    from collective.store import TensorRef, TensorStore
+    from collective.types import EntryStatistics, GroupSpec, GroupStatistics, Member, ReduceOp, StoreStatistics
     from collective.work import Work
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "CollectiveError",
     "CollectiveMismatch",
     "CollectiveTimeout",
+    "EntryStatistics",
     "Group",
     "GroupBroken",
     "GroupClosed",
@@ -51,6 +56,12 @@ __all__ = [
     "PeerLost",
     "PortRefused",
     "ReduceOp",
+    "RefLost",
+    "StoreError",
+    "StoreFull",
+    "StoreStatistics",
+    "TensorRef",
+    "TensorStore",
     "Work",
     "WouldBlock",
     "WrongThread",
@@ -60,10 +71,11 @@ _HOMES = {
     "collective.errors": (
         "BackendError CollectiveError CollectiveMismatch CollectiveTimeout GroupBroken GroupClosed "
         "GroupError HandshakeError LinkBroken LinkClosed LinkError PeerLost "
-        "PortRefused WouldBlock WrongThread"
+        "PortRefused RefLost StoreError StoreFull WouldBlock WrongThread"
     ),
     "collective.group": "Batch Group",
-    "collective.types": "GroupSpec GroupStatistics Member ReduceOp",
+    "collective.store": "TensorRef TensorStore",
+    "collective.types": "EntryStatistics GroupSpec GroupStatistics Member ReduceOp StoreStatistics",
     "collective.work": "Work",
 }
 

@@ -61,7 +61,8 @@ class Channel(ABC):
         """Send a message of any size, after those that were sent before; return once its buffers may be changed.
 
         A message takes its place in the channel's order at the first step of this coroutine. Beyond the window it
-        moves on only as the other end receives.
+        moves on only as the other end receives. Where it is cancelled and not sent, the CancelledError has an attribute
+        `withdrawn`.
 
         Raises:
             LinkClosed, LinkBroken, PortRefused: it may or may not have arrived.

@@ -14,6 +14,9 @@
      |   |- CollectiveMismatch      members called different things at one place
      |   |- CollectiveTimeout (TimeoutError)   a member did not announce in time
      |   `- PeerLost (ConnectionError)         a member died
+     |- StoreError
+     |   |- RefLost (ConnectionError)          what a TensorRef refers to is gone
+     |   `- StoreFull (TimeoutError)           a store had no room in time
      `- BackendError                a library below failed, or is not usable here
 
 Bad arguments are ValueError or TypeError, as everywhere in Python.
@@ -136,6 +139,36 @@ class PeerLost(GroupError, ConnectionError):
         self.rank = rank
         self.cause = cause
         self.doing = doing
+
+
+class StoreError(CollectiveError):
+    """Base of the errors of tensor stores and their refs."""
+
+
+class RefLost(StoreError, ConnectionError):
+    """What a TensorRef refers to is gone: its owner died or shut down, or nobody had held it for a while."""
+
+    def __init__(self, ref: str, owner: str, cause: str) -> None:
+        super().__init__(f"{ref} of {owner} is lost: {cause}")
+        self.ref = ref
+        self.owner = owner
+        self.cause = cause
+
+
+class StoreFull(StoreError, TimeoutError):
+    """A store had no room, within the caller's deadline where there was one."""
+
+    def __init__(self, owner: str, wanted: int, limit: int, used: int, held: Sequence[str]) -> None:
+        what = "; ".join(held) or "nothing: arrays of freed entries are still in use"
+        super().__init__(
+            f"the store of {owner} has no room for {wanted} bytes: {used} of {limit} are in use, held are {what}; "
+            "let refs and arrays of it go, or raise Role(store_bytes=...)"
+        )
+        self.owner = owner
+        self.wanted = wanted
+        self.limit = limit
+        self.used = used
+        self.held = tuple(held)
 
 
 def _rebuild(cls: type[CollectiveError], args: tuple[object, ...], state: dict[str, object]) -> CollectiveError:

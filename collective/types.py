@@ -135,3 +135,44 @@ class GroupStatistics:
     pending_collectives: int
     pending_messages: int
     buffered_bytes: int
+
+
+@dataclass(frozen=True)
+class EntryStatistics:
+    """One entry of a tensor store.
+
+    :param what: the tensor's dtype and shape, or how many tensors.
+    :param nbytes: bytes of its memory; what entries share counts in each.
+    :param seconds: how long it has been there.
+    :param holders: who has refs of it, by name; the owner itself is among them.
+    :param leased: seconds that a lease keeps it yet.
+    """
+
+    number: int
+    what: str
+    nbytes: int
+    seconds: float
+    holders: tuple[str, ...]
+    leased: float
+
+    def __str__(self) -> str:
+        by = ", ".join(self.holders) or "nobody"
+        lease = f", leased for {self.leased:.1f} s more" if self.leased else ""
+        return f"{self.what} ({self.nbytes} bytes) for {self.seconds:.1f} s by {by}{lease}"
+
+
+@dataclass(frozen=True)
+class StoreStatistics:
+    """What a tensor store holds now, by whom and how long.
+
+    :param limit: bytes that it may hold.
+    :param used: bytes in use: of entries, of arrays from `empty`, and of freed entries that readers still look at. What
+        entries share counts once.
+    :param waiting: puts that wait for room.
+    """
+
+    owner: str
+    limit: int
+    used: int
+    waiting: int
+    entries: tuple[EntryStatistics, ...]

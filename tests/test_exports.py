@@ -7,12 +7,13 @@ import pytest
 EXPORTS = {
     "actors": """
         Actor ActorClosed ActorError Gang GangStartError Handle Handles NotPicklable NotReady RemoteCancelled
-        RemoteError RemoteTraceback Role Stream Streams from_thread
+        RemoteError RemoteTraceback Role Stream Streams TensorRef TensorStore from_thread
     """,
     "collective": """
-        BackendError Batch CollectiveError CollectiveMismatch CollectiveTimeout Group GroupBroken GroupClosed
-        GroupError GroupSpec GroupStatistics HandshakeError LinkBroken LinkClosed LinkError Member PeerLost
-        PortRefused ReduceOp Work WouldBlock WrongThread
+        BackendError Batch CollectiveError CollectiveMismatch CollectiveTimeout EntryStatistics Group GroupBroken
+        GroupClosed GroupError GroupSpec GroupStatistics HandshakeError LinkBroken LinkClosed LinkError Member PeerLost
+        PortRefused ReduceOp RefLost StoreError StoreFull StoreStatistics TensorRef TensorStore Work WouldBlock
+        WrongThread
     """,
     "collective.testing": "CHECKS MIXES Case Check World check conformance_cases world",
     "scheduling": """

@@ -27,8 +27,9 @@ LAYERS = {
     "collective": [
         {"types", "errors"},
         {"abc"},
-        {"tensors", "_torch_pickling", "reductions", "work", "scopes"},  # public, and below the private folders
-        {"_core", "_backends", "_links"},
+        # Public, and below the private folders.
+        {"tensors", "_torch_pickling", "reductions", "work", "scopes", "freight"},
+        {"_core", "_backends", "_links", "_store"},
     ],
     "scheduling": [{"types", "errors"}, {"abc"}],
     "actors": [{"types", "errors"}, {"abc"}],

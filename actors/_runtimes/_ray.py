@@ -193,7 +193,8 @@ def _reason(error: RayActorError) -> str:
 
 def _take_apart(role: Role[Any]) -> tuple[bytes, list[bytes]]:
     blueprint = (role.cls, tuple(role.args), dict(role.kwargs))
-    data, buffers = dumps(blueprint, f"role {role.name!r}: the class or an argument of {role.cls.__qualname__}")
+    what = f"role {role.name!r}: the class or an argument of {role.cls.__qualname__}"
+    data, buffers = dumps(blueprint, what, in_call=False)
     return data, [bytes(buffer) for buffer in buffers]
 
 

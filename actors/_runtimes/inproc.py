@@ -111,5 +111,6 @@ class _Tasks(Process):
 
 
 def _take_apart(role: Role[Any]) -> tuple[bytes, list[bytes]]:
-    data, buffers = dumps((tuple(role.args), dict(role.kwargs)), f"an argument of {role.cls.__qualname__}")
+    arguments = tuple(role.args), dict(role.kwargs)
+    data, buffers = dumps(arguments, f"an argument of {role.cls.__qualname__}", in_call=False)
     return data, [bytes(buffer) for buffer in buffers]

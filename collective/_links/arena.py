@@ -17,7 +17,7 @@ import weakref
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from collective._links import mapping
 from collective._links.mapping import round_up
 from collective._links.segments import Extent, Segment, User
 from collective.types import ArenaStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SEGMENT: Final = 64 << 20
 """Bytes of a segment, unless an extent needs more. Pages that were never written take no memory."""
@@ -55,8 +58,14 @@ class Block:
     copy. It is freed when `memory` and all that was made from it are gone here, and every receiver's arrays too.
     """
 
-    def __init__(self, memory: memoryview) -> None:
+    def __init__(self, memory: memoryview, extent: Extent) -> None:
         self.memory = memory
+        self._extent = extent
+
+    @property
+    def uses(self) -> int:
+        """How many use it: its owner, and each message and receiver that has not let go."""
+        return self._extent.uses
 
     @property
     def nbytes(self) -> int:
@@ -78,13 +87,17 @@ class Arena:
         self._blocks = 0
         self._dropped = False
 
-    def allocate(self, nbytes: int) -> Block:
+    def allocate(self, nbytes: int, *, beyond: bool = False, watch: Callable[[int], None] | None = None) -> Block:
         """Return new memory, whose contents are undefined.
+
+        :param beyond: do not count it against the limit: the caller has one of his own.
+        :param watch: is told when only one uses it any more (its owner or the last receiver), and when nobody does; in
+            any thread, under a lock.
 
         Raises:
             MemoryError: the arena has reached its limit, or the system has no more.
         """
-        extent = self.take(nbytes)
+        extent = self.take(nbytes, beyond=beyond)
         if extent is None:
             raise MemoryError(
                 f"no {nbytes} bytes of shared memory: the arena may have {self.limit}, set by GANGLINE_ARENA_BYTES"
@@ -93,23 +106,25 @@ class Arena:
         with self._lock:
             key = extent.segment.pages.keep(extent.offset, extent.offset + nbytes)
             extent.is_block = extent.owned = True
+            extent.watch = watch
             insort(extent.segment.blocks, (extent.offset, extent), key=_offset)
             self._blocks += 1
         weakref.finalize(owned, self._disown, extent, key).atexit = False
-        return Block(owned.data)
+        return Block(owned.data, extent)
 
-    def take(self, nbytes: int) -> Extent | None:
+    def take(self, nbytes: int, *, beyond: bool = False) -> Extent | None:
         """Return an extent with one use, or None where the limit is reached or the system has no more memory."""
         self.settle()
         with self._lock:
             for segment in self._segments:
                 if not segment.retired and (extent := segment.take(nbytes)) is not None:
                     return extent
-            size = max(round_up(nbytes), min(_SEGMENT, self.limit - self._mapped()))
-            if nbytes <= 0 or self._dropped or self._mapped() + size > self.limit:
+            room = _SEGMENT if beyond else self.limit - self._counted()
+            size = max(round_up(nbytes), min(_SEGMENT, room))
+            if nbytes <= 0 or self._dropped or (size > room and not beyond):
                 return None
             try:
-                segment = Segment(self._numbers, size)
+                segment = Segment(self._numbers, size, beyond=beyond)
             except OSError:  # no descriptors, no memory, or a sandbox: links go on without
                 return None
             self._numbers += 1
@@ -133,13 +148,33 @@ class Arena:
                     return extent, offset - extent.offset
         return None
 
+    def private(self, view: memoryview) -> memoryview | None:
+        """Map memory of a block once more, so that writing copies its page for the writer alone; None: it is no block.
+
+        The mapping holds the memory as `view` does.
+        """
+        found = self.find(view)
+        if found is None:
+            return None
+        extent, start = found
+        try:
+            begin = extent.offset + start
+            first = begin // mapping.PAGE * mapping.PAGE
+            nbytes = begin + view.nbytes - first
+            file = extent.segment.file
+            array, pages = file.map(mapping.Access.PRIVATE, start=first, nbytes=nbytes, holding=view)
+            pages.keep(0, nbytes)
+            return array[begin - first :].data
+        finally:
+            self.release(extent)
+
     def release(self, extent: Extent) -> None:
         """Take one use away. In any thread, also within a finalizer."""
         self._let_go.append(extent)
         self._drain()
 
     def join(self, user: User) -> None:
-        """Take note of a link that may show segments to its other end."""
+        """Take note of who has a use for the arena: it keeps warm pages while there is one."""
         self._users.add(user)
 
     def leave(self, user: User, lent: list[Extent], process: int, *, dead: bool) -> None:
@@ -183,6 +218,9 @@ class Arena:
     def _mapped(self) -> int:
         return sum(segment.nbytes for segment in self._segments)
 
+    def _counted(self) -> int:
+        return sum(segment.nbytes for segment in self._segments if not segment.beyond)
+
     def _disown(self, extent: Extent, key: int) -> None:
         extent.owned = False
         extent.segment.pages.let_go(key)
@@ -220,6 +258,8 @@ class Arena:
 
     def _take_away(self, extent: Extent) -> None:
         extent.uses -= 1
+        if extent.watch is not None and extent.uses <= 1:
+            extent.watch(extent.uses)
         if extent.uses:
             return
         segment = extent.segment

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from collective._links.arena import arena
 from collective._links.lending import MOST_SEGMENTS
 from collective._links.mapping import PAGE, Access, MemoryFile, Pages, is_sealed
 from collective._links.wire import WireError, encode_release
@@ -138,11 +139,12 @@ def _do_nothing(*_: object) -> None:
 def private(buffer: memoryview) -> memoryview:
     """Return writable memory with a buffer's contents, for the caller alone.
 
-    A buffer that is writable is returned itself, since nobody else holds it. Borrowed memory is mapped once more, so
-    that a write copies its page; it goes back when that mapping is gone as well. Anything else is copied.
+    A buffer that is writable is returned itself, since nobody else holds it, unless it is memory of a block. That and
+    borrowed memory is mapped once more, so that a write copies its page; it goes back when that mapping is gone as
+    well. Anything else is copied.
     """
     if not buffer.readonly:
-        return buffer
+        return arena().private(buffer) or buffer
     borrowed = buffer.obj
     if not isinstance(borrowed, Borrowed) or borrowed.segment.file.descriptor < 0:  # Below 0 in a forked child.
         return memoryview(bytearray(buffer))

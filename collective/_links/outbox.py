@@ -204,12 +204,16 @@ class Outbox:
         mux.ready(self._channel)
         try:
             await message.done
-        except asyncio.CancelledError:
-            self._cancel(message)
+        except asyncio.CancelledError as cancelled:
+            if self._cancel(message):
+                cancelled.withdrawn = True  # type: ignore[attr-defined]
             raise
 
-    def _cancel(self, message: Outgoing) -> None:
-        """Take a message back where nothing of its contents has left; else let the rest go out from a copy."""
+    def _cancel(self, message: Outgoing) -> bool:
+        """Take a message back where nothing of its contents has left; else let the rest go out from a copy.
+
+        Return whether it was taken back.
+        """
         mux = self._channel.mux
         if message.moved:
             # This may copy much on the loop. It has to: the caller may change its buffers as soon as the cancellation
@@ -223,6 +227,8 @@ class Outbox:
             if message.serial:
                 mux.urge(frame_head(WITHDRAW, self._channel.id))
             mux.ready(self._channel)
+            return True
+        return False
 
     def add_credit(self, credit: int) -> None:
         """Take credit that the other end returned."""

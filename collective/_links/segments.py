@@ -10,11 +10,13 @@ from collective._links import mapping
 from collective._links.mapping import Access, round_up
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
 
 class User(Protocol):
-    """A link that has shown segments to its other end."""
+    """A link that has shown segments to its other end, or whoever else has a use for warm pages."""
 
     def segment_gone(self, number: int) -> None:
         """Learn, in any thread, that a segment is no more."""
@@ -24,7 +26,7 @@ class User(Protocol):
 class Extent:
     """A part of a segment. Free when `uses` is 0."""
 
-    __slots__ = ("is_block", "nbytes", "offset", "owned", "segment", "size", "uses")
+    __slots__ = ("is_block", "nbytes", "offset", "owned", "segment", "size", "uses", "watch")
 
     def __init__(self, segment: Segment, offset: int, nbytes: int) -> None:
         self.segment = segment
@@ -35,6 +37,8 @@ class Extent:
         self.is_block = False
         self.owned = False
         """Whether it is a block whose owner has not let go."""
+        self.watch: Callable[[int], None] | None = None
+        """Told the uses that are left where these have become 0 or 1."""
 
     @property
     def array(self) -> np.ndarray:
@@ -45,8 +49,10 @@ class Extent:
 class Segment:
     """A memory file of the arena. Its number is never used again in this process."""
 
-    def __init__(self, number: int, nbytes: int) -> None:
+    def __init__(self, number: int, nbytes: int, *, beyond: bool = False) -> None:
         self.number = number
+        self.beyond = beyond
+        """Whether it was made for somebody with a limit of his own."""
         self.nbytes = nbytes
         self.file = mapping.create("gangline-arena", nbytes)
         self.array, self.pages = self.file.map(Access.WRITE)

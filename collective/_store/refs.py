@@ -1,0 +1,296 @@
+"""References to what a store holds."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from collective import freight, tensors
+from collective._core.offload import LONG, offload
+from collective._links import borrowing, loops
+from collective._store.holding import UNTOLD, Found, Hold, Pin, holder_of
+from collective._store.trees import Spec, Summary, flatten
+from collective._store.wire import Where
+from collective.errors import RefLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from collective.abc import Endpoint
+
+
+class TensorRef(freight.Ref):
+    """A reference to what an actor put into its store. Small; goes into arguments and results of calls.
+
+    `await ref` gives the tensor, or the structure of tensors: on the owner's host the owner's memory itself, in arrays
+    of numpy that are read-only and tensors of torch whose changes nobody else sees (up to 64 KiB a copy, which is
+    quicker); elsewhere a copy. What it gives stays good when the ref and its owner are gone. `ref[10:20]` refers to
+    that part of a tensor, and moves no other.
+
+    The entry lives while somebody has a ref of it: let refs go, and the memory is free. Belongs to the event loop that
+    it came to; may be dropped in any thread.
+    """
+
+    __slots__ = ("__weakref__", "_expires", "_hold", "_keeper", "_keys", "_number", "_shape", "_summary", "_where")
+
+    def __init__(
+        self,
+        where: Where,
+        number: int,
+        summary: Summary,
+        *,
+        keys: tuple[Any, ...] = (),
+        hold: Hold | None = None,
+        expires: float | None = None,
+        keeper: object = None,
+    ) -> None:
+        if not _ray_knows and "ray" in sys.modules:
+            _tell_ray()
+        self._where = where
+        self._number = number
+        self._summary = summary
+        self._keys = keys
+        self._hold: Hold | None = hold
+        self._expires = expires
+        self._keeper = keeper
+        self._shape = summary.shape if not keys or summary.shape is None else _select(summary.shape, keys)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape. Raises: TypeError: it is a structure of tensors."""
+        return self._tensor("shape")
+
+    @property
+    def dtype(self) -> str:
+        """The name of the tensor's dtype. Raises: TypeError: it is a structure of tensors."""
+        self._tensor("dtype")
+        return self._summary.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it refers to."""
+        if self._shape is None:
+            return self._summary.nbytes
+        return int(np.prod(self._shape, dtype=np.int64)) * tensors.numpy_dtype(self._summary.dtype).itemsize
+
+    @property
+    def owner(self) -> str:
+        """The actor in whose store it is, with the name of its gang."""
+        return self._where.owner
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._get().__await__()
+
+    async def into(self, out: Any) -> Any:
+        """Copy what it refers to into `out`, an array of the same shape and dtype or a structure of such; return it.
+
+        Raises:
+            ValueError: `out` does not fit; nothing was changed.
+            RefLost: the entry is gone.
+        """
+        if self._shape is not None:
+            _check_target(out, self._shape, self._summary.dtype, "")
+        found = await self._fetch()
+        spec = Spec.loads(found.spec)
+        targets = flatten(out, spec.form)
+        for index, target in targets:
+            leaf = spec.leaves[index]
+            _check_target(target, leaf.shape, leaf.dtype, f" for {leaf}")
+        sources = [spec.leaves[index].view(found.parts[spec.leaves[index].part]) for index, _ in targets]
+        pairs = [(target, source) for (_, target), source in zip(targets, sources, strict=True)]
+        if sum(source.nbytes for source in sources) > LONG:
+            await offload(partial(_fill, pairs))
+        else:
+            _fill(pairs)
+        return out
+
+    def __getitem__(self, key: Any) -> TensorRef:
+        """Refer to a part of the tensor, selected as in numpy by numbers, slices and `...`.
+
+        Raises:
+            TypeError: it is a structure of tensors, or the key another. IndexError: out of range.
+        """
+        shape = self._tensor("a part")
+        key = key if isinstance(key, tuple) else (key,)
+        key = tuple(part if part is ... or isinstance(part, slice) else _whole(part) for part in key)
+        _select(shape, (key,))
+        return TensorRef(
+            self._where,
+            self._number,
+            self._summary,
+            keys=(*self._keys, key),
+            hold=self._held(),
+            expires=self._expires,
+            keeper=self._keeper,
+        )
+
+    def __iter__(self) -> Any:
+        raise TypeError(f"{self!r} is no sequence; await it first")
+
+    def lease(self, seconds: float) -> TensorRef:
+        """Return a ref that may be pickled by anything and kept anywhere: the owner keeps the entry that long.
+
+        Unpickled, it is a ref as others are from the first use on, where that comes in time.
+
+        Raises:
+            ValueError: `seconds` is not positive.
+        """
+        if not seconds > 0:
+            raise ValueError(f"{self!r}.lease: seconds is {seconds!r}; it must be positive")
+        hold = self._held()
+        hold.source.lease(self._number, seconds)
+        return TensorRef(
+            self._where, self._number, self._summary, keys=self._keys, hold=hold, expires=time.time() + seconds
+        )
+
+    async def object_ref(self) -> Any:
+        """Return a `ray.ObjectRef` of it: `ray.get` of that, and methods of Ray's actors that it is passed to, get the
+        tensor. The entry is kept until Ray counts nobody who has the ObjectRef, or this process ends.
+
+        Raises:
+            RefLost: the entry is gone.
+            RuntimeError: Ray does not run here. ImportError: it is too old, and has no transports of tensors.
+        """
+        from collective._store import _ray_refs
+
+        return await _ray_refs.object_ref(self)
+
+    def free(self) -> None:
+        """Let go at once, instead of when the last reference to this object goes: awaiting it raises RefLost then."""
+        self._hold = None
+        self._expires = -1.0
+
+    def __copy__(self) -> TensorRef:
+        return self
+
+    def __deepcopy__(self, memo: object) -> TensorRef:
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TensorRef) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash((self._where.uid, self._number))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if freight.is_leaving():
+            self._held()
+        elif self._expires is not None and 0 <= self._expires < math.inf:
+            return _from_lease, (self._where, self._number, self._summary, self._keys, self._expires)
+        return freight.reduce_ref(self)
+
+    def __repr__(self) -> str:
+        what = f"{self._summary.dtype}{list(self._shape)}" if self._shape is not None else str(self._summary)
+        return f"<TensorRef {what} of {self._where.owner}>"
+
+    def _identity(self) -> tuple[object, ...]:
+        return self._where.uid, self._number, repr(self._keys)
+
+    def _tensor(self, what: str) -> tuple[int, ...]:
+        if self._shape is None:
+            raise TypeError(f"{self!r} refers to a structure of tensors, which has no {what}; await it first")
+        return self._shape
+
+    def _held(self) -> Hold:
+        """Return the hold; that of an unpickled lease is taken at its first use."""
+        hold = self._hold
+        if hold is None:
+            if self._expires is None or self._expires < 0:
+                raise RefLost(repr(self), self._where.owner, "free() was called on this ref")
+            source = holder_of(loops.loop_endpoint()).source(self._where)
+            hold = self._hold = source.hold(self._number, UNTOLD)
+        return hold
+
+    def _ship(self, on_end: Callable[[Pin], None]) -> tuple[Pin, tuple[Any, ...]]:
+        """Count it for a frame; return what the frame says of it, and who understands that."""
+        hold = self._held()
+        pin, token = hold.source.holder.pin(hold, on_end)
+        return pin, (arrive, (self._where.packed, *self._record()[1:], token))
+
+    def _record(self) -> tuple[Any, ...]:
+        """Return what says which entry it is, and which part of that."""
+        return self._where, self._number, tuple(self._summary), self._keys
+
+    async def _confirm(self) -> None:
+        """Return once the owner has counted it. Raises: RefLost."""
+        await self._held().source.fetch(self._number, None, repr(self))
+
+    async def _fetch(self) -> Found:
+        hold = self._held()
+        if hold.source.loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                f"{self!r} belongs to another event loop; await it there, or take ref.lease(seconds) along"
+            )
+        return await hold.source.fetch(self._number, self._keys, repr(self))
+
+    async def _get(self) -> Any:
+        found = await self._fetch()
+        spec = Spec.loads(found.spec)
+        for kind in {leaf.kind for leaf in spec.leaves}:
+            if not tensors.loaded(kind):
+                await offload(partial(tensors.load, kind))
+        return spec.assemble(found.parts, borrowing.private)
+
+
+_ray_knows = False
+
+
+def _tell_ray() -> None:
+    """Let Ray's serializer know of refs as soon as both Ray and refs are there."""
+    global _ray_knows
+    try:
+        from collective._store import _ray_refs
+    except ImportError:  # A Ray without transports of tensors: object_ref() raises this.
+        _ray_knows = True
+        return
+    _ray_knows = _ray_refs.register()
+
+
+def arrive(record: tuple[Any, ...], endpoint: Endpoint) -> TensorRef:
+    """Take what a frame says of a ref."""
+    packed, number, summary, keys, token = record
+    where = Where.unpack(packed)
+    hold = holder_of(endpoint).source(where).hold(number, token)
+    return TensorRef(where, number, Summary(*summary), keys=keys, hold=hold)
+
+
+def select(array: np.ndarray, keys: tuple[Any, ...]) -> np.ndarray:
+    """Apply keys one after another; never a scalar."""
+    for key in keys:
+        array = array[(*key, ...)] if ... not in key else array[key]
+    return array
+
+
+def _select(shape: tuple[int, ...], keys: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the shape of what keys select."""
+    return select(np.broadcast_to(np.empty((), np.uint8), shape), keys).shape
+
+
+def _whole(part: Any) -> int:
+    try:
+        return int(part.__index__())
+    except (AttributeError, TypeError):
+        raise TypeError(f"a ref is cut by whole numbers, slices and ..., not by {part!r}; await it first") from None
+
+
+def _check_target(out: Any, shape: tuple[int, ...], dtype: str, what: str) -> None:
+    if tensors.shape_of(out) != shape or tensors.dtype_name(out) != dtype:
+        got = f"{tensors.dtype_name(out)}{list(tensors.shape_of(out))}"
+        raise ValueError(f"into: out{what} is {got}, and the tensor {dtype}{list(shape)}")
+    if not tensors.is_writable(out):
+        raise ValueError(f"into: out{what} cannot be written to")
+
+
+def _fill(pairs: list[tuple[Any, np.ndarray]]) -> None:
+    for target, source in pairs:
+        tensors.fill(target, source)
+
+
+def _from_lease(where: Where, number: int, summary: Summary, keys: tuple[Any, ...], expires: float) -> TensorRef:
+    return TensorRef(where, number, summary, keys=keys, expires=expires)

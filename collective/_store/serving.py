@@ -1,0 +1,271 @@
+"""The owner's side: entries, who holds them, and what is sent to those who ask."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from collective._core.offload import LONG, offload
+from collective._store import wire
+from collective._store.holding import Found, Holder, Source, tables
+from collective._store.refs import select
+from collective._store.trees import Leaf, Place, Spec
+from collective._store.wire import HEAD, NOBODY, SECONDS, TOKEN, Where
+from collective.abc import LARGE
+from collective.errors import LinkError, RefLost, WouldBlock
+from collective.types import EntryStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from collective._store.blocks import Blocks, Memory
+    from collective.abc import Channel, Message
+
+_NOT_THERE = "nobody held it any more, and its owner has freed it"
+_MOST_UNTOLD = 4096
+
+
+class Entry:
+    """What one `put` has put."""
+
+    def __init__(
+        self, number: int, spec: Spec, memories: Sequence[Memory], parts: Sequence[memoryview]
+    ) -> None:
+        self.number = number
+        self.spec = spec
+        self.data = spec.dumps()
+        self.memories = tuple(memories)
+        self.parts = list(parts)
+        self.holders: dict[object, int] = {}
+        """How often each session, and the owner itself, holds it."""
+        self.leased_until = 0.0
+        self.since = time.monotonic()
+
+    @property
+    def kept(self) -> bool:
+        """Whether somebody has a use for it."""
+        return bool(self.holders) or self.leased_until > time.monotonic()
+
+
+class Books:
+    """All entries of a store. Belongs to the store's loop.
+
+    :param blocks: the memory that entries lie in.
+    :param on_free: is told of each entry that nobody has a use for any more.
+    """
+
+    def __init__(
+        self, holder: Holder, where: Where, blocks: Blocks, on_free: Callable[[Entry], None]
+    ) -> None:
+        self.holder = holder
+        self.where = where
+        self.loop = asyncio.get_running_loop()
+        self.entries: dict[int, Entry] = {}
+        self.own = OwnSource(self)
+        holder.attach(self.own)
+        self._blocks = blocks
+        self._on_free = on_free
+        self._numbers = 0
+        self._sessions: dict[bytes, Session] = {}
+        self._untold: dict[tuple[bytes, int], None] = {}
+
+    def add(self, spec: Spec, memories: Sequence[Memory], parts: Sequence[memoryview]) -> Entry:
+        """Make an entry of parts of blocks."""
+        self._numbers += 1
+        entry = self.entries[self._numbers] = Entry(self._numbers, spec, memories, parts)
+        return entry
+
+    def serve(self, channel: Channel) -> None:
+        """Take the channel of a holder."""
+        session = Session(self, channel)
+        key = channel.link.remote.encode()
+        self._sessions[key] = session
+        channel.subscribe(session.on_message, lambda _: self._end(key, session))
+        for sender, number in [untold for untold in self._untold if untold[0] == key]:
+            del self._untold[sender, number]
+            session.tell(number)
+
+    def hear(self, holder: object, message: bytes) -> None:
+        """Take what a holder says, a request excepted."""
+        kind, number = HEAD.unpack_from(message)
+        entry = self.entries.get(number)
+        if kind in (wire.HOLD, wire.ARRIVED):
+            if entry is not None and kind == wire.HOLD:
+                entry.holders[holder] = entry.holders.get(holder, 0) + 1
+            self._taken(*TOKEN.unpack_from(message, HEAD.size))
+        elif entry is None:
+            return
+        elif kind == wire.DROP:
+            left = entry.holders.pop(holder, 1) - 1
+            if left:
+                entry.holders[holder] = left
+            self._look_at(entry)
+        elif kind == wire.LEASE:
+            (seconds,) = SECONDS.unpack_from(message, HEAD.size)
+            entry.leased_until = max(entry.leased_until, time.monotonic() + seconds)
+            # A moment later, lest the clocks differ.
+            self.loop.call_later(seconds + 0.01, self._look_at, entry)
+
+    def find(self, number: int, keys: tuple[Any, ...] | None) -> tuple[bytes, list[memoryview] | np.ndarray] | None:
+        """Return an entry's description and memory, or what `keys` select of it: an array, perhaps not in order."""
+        entry = self.entries.get(number)
+        if entry is None:
+            return None
+        if not keys:
+            return entry.data, entry.parts if keys is not None else []
+        leaf = entry.spec.leaves[0]
+        part = select(leaf.view(entry.parts[leaf.part]), keys)
+        return Spec(Place(0), (Leaf(0, 0, part.shape, leaf.dtype, leaf.kind),)).dumps(), part
+
+    def show(self, number: int, parts: Sequence[memoryview]) -> list[memoryview]:
+        """Return parts of an entry for readers in this process, who are seen to hold them."""
+        entry = self.entries.get(number)
+        # What keys select is of the one tensor, which is in the one part; of an entry that is gone, nobody will write.
+        return [self._blocks.read(*pair) for pair in zip(entry.memories, parts, strict=False)] if entry else list(parts)
+
+    def statistics(self, names: Callable[[object], str]) -> list[EntryStatistics]:
+        """Describe all entries."""
+        now = time.monotonic()
+        return [
+            EntryStatistics(
+                number=entry.number,
+                what=str(entry.spec.summary),
+                nbytes=sum(memory.nbytes for memory in entry.memories),
+                seconds=now - entry.since,
+                holders=tuple(names(holder) for holder in entry.holders),
+                leased=max(0.0, entry.leased_until - now),
+            )
+            for entry in self.entries.values()
+        ]
+
+    def close(self) -> None:
+        """Forget everything."""
+        for session in self._sessions.values():
+            session.channel.close()
+            session.end()
+        self._sessions.clear()
+        entries, self.entries = self.entries, {}
+        for entry in entries.values():
+            self._on_free(entry)
+
+    def _taken(self, sender: bytes, number: int) -> None:
+        """Tell the sender of a ref that its receiver holds it now."""
+        if sender == self.holder.id:
+            self.holder.taken(number)
+        elif sender in self._sessions:
+            self._sessions[sender].tell(number)
+        elif sender != NOBODY:
+            # The receiver was quicker than the sender, which has to hold the ref as well, or is gone.
+            self._untold[sender, number] = None
+            if len(self._untold) > _MOST_UNTOLD:
+                del self._untold[next(iter(self._untold))]
+
+    def _end(self, key: bytes, session: Session) -> None:
+        if self._sessions.get(key) is session:
+            del self._sessions[key]
+        session.end()
+        for entry in list(self.entries.values()):
+            if entry.holders.pop(session, None) is not None:
+                self._look_at(entry)
+
+    def _look_at(self, entry: Entry) -> None:
+        if not entry.kept and self.entries.pop(entry.number, None) is not None:
+            self._on_free(entry)
+
+
+class OwnSource(Source):
+    """A store as its own endpoint sees it: no link is between."""
+
+    def __init__(self, books: Books) -> None:
+        super().__init__(books.holder, books.where)
+        self._books = books
+
+    async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
+        found = self._books.find(entry, keys)
+        if found is None:
+            raise RefLost(ref, self.where.owner, _NOT_THERE)
+        return Found(found[0], self._books.show(entry, await _in_order(found[1])))
+
+    def _say(self, message: bytes) -> None:
+        self._books.hear(self, message)
+
+    def __str__(self) -> str:
+        return self.holder.name
+
+
+class Session:
+    """One holder, as the owner sees it."""
+
+    def __init__(self, books: Books, channel: Channel) -> None:
+        self.channel = channel
+        self._books = books
+        self._name = channel.payload.decode(errors="replace")
+        self._sending: set[asyncio.Task[None]] = set()
+        self._here = channel.link.kind == "memory"
+        self._number, self._table = tables.open()
+
+    def __str__(self) -> str:
+        return self._name
+
+    def end(self) -> None:
+        """It is gone."""
+        tables.close(self._number)
+
+    def tell(self, number: int) -> None:
+        """Tell it that a ref of its has arrived."""
+        self.channel.post(HEAD.pack(wire.TAKEN, number))
+
+    def on_message(self, message: Message) -> None:
+        """Take what it says."""
+        kind, number = HEAD.unpack_from(message.header)
+        if kind != wire.FETCH:
+            self._books.hear(self, message.header)
+            return
+        entry, keys = pickle.loads(memoryview(message.header)[HEAD.size :])
+        found = self._books.find(entry, keys)
+        if found is None:
+            self.channel.post(HEAD.pack(wire.GONE, number) + _NOT_THERE.encode())
+            return
+        spec, parts = found
+        if self._here and isinstance(parts, list):
+            self._hand_over(number, entry, spec, parts)
+            return
+        if isinstance(parts, list) and len(spec) + sum(part.nbytes + 8 for part in parts) <= LARGE // 2:
+            try:
+                self.channel.send_nowait(HEAD.pack(wire.REPLY, number), [spec, *parts])
+                return
+            except WouldBlock:
+                pass
+            except LinkError:
+                return  # it is gone, and knows
+        task = self._books.loop.create_task(self._send(number, entry, spec, parts), name=f"sending to {self}")
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    def _hand_over(self, number: int, entry: int, spec: bytes, parts: list[memoryview]) -> None:
+        self._table[number] = Found(spec, self._books.show(entry, parts))
+        self.channel.post(HEAD.pack(wire.HERE, number) + wire.TABLE.pack(self._number))
+
+    async def _send(self, number: int, entry: int, spec: bytes, parts: list[memoryview] | np.ndarray) -> None:
+        parts = await _in_order(parts)
+        if self._here:
+            self._hand_over(number, entry, spec, parts)
+            return
+        try:
+            await self.channel.send(HEAD.pack(wire.REPLY, number), [spec, *parts])
+        except LinkError:
+            return  # it is gone, and knows
+
+
+async def _in_order(parts: list[memoryview] | np.ndarray) -> list[memoryview]:
+    """Return memory as it is, or that of an array's elements, copied where they do not lie in order."""
+    if isinstance(parts, list):
+        return parts
+    array = parts
+    if not array.flags.c_contiguous:
+        array = await offload(array.copy) if array.nbytes > LONG else array.copy()
+    return [array.reshape(-1).view(np.uint8).data]

@@ -1,0 +1,229 @@
+"""Refs between processes: how they are read, who holds them, and what deaths do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from store_harness import held_by, holders, is_empty, peers, run, soon
+
+from actors import Handles
+from collective import PeerLost, RefLost
+from collective._links.borrowing import Borrowed
+from collective._store.holding import holder_of
+from collective.links import loop_endpoint
+
+COUNT = 1 << 20
+ME = f"process {os.getpid()}"
+
+
+def base_of(array: np.ndarray) -> Any:
+    """Return what an array's memory belongs to."""
+    while isinstance(array, np.ndarray) and array.base is not None and not isinstance(array, Borrowed):
+        array = array.base.obj if isinstance(array.base, memoryview) else array.base
+    return array
+
+
+def test_a_ref_is_read_in_place_and_lives_while_somebody_holds_it():
+    async def main() -> None:
+        a, b = pair[0].handle, pair[1].handle
+        ref = await a.make_in_place(COUNT)
+        array = await ref
+        assert not array.flags.writeable
+        assert isinstance(base_of(array), Borrowed)
+        np.testing.assert_array_equal(array, np.arange(COUNT, dtype=np.float32))
+        again, part = await asyncio.gather(ref, ref[5:-5])
+        assert all(isinstance(base_of(each), Borrowed) for each in (again, part))
+        np.testing.assert_array_equal(part, array[5:-5])
+        assert await b.total(ref[:10]) == 45
+        assert (await a.statistics()).used == 4 * COUNT  # one copy, whoever reads it
+
+        await held_by(a, ME)
+        await b.keep({"here": [ref]})
+        await held_by(a, "b", ME)
+        del ref
+        await held_by(a, "b")
+        assert (await b.give())["here"][0].shape == (COUNT,)  # its ref is gone when this line is
+        await held_by(a, "b")
+        await b.forget()
+        await held_by(a)
+        assert array[7] == 7  # what was read stays good
+        assert (await a.statistics()).used == 4 * COUNT
+        del array, again, part
+        await is_empty(a)
+
+    with peers("a", "b") as pair:
+        run(main())
+
+
+def test_a_tensor_is_its_readers_own():
+    async def main() -> None:
+        a, b = pair[0].handle, pair[1].handle
+        tree = {"weight": torch.arange(float(COUNT)), "steps": torch.tensor(3)}
+        ref = await a.put(tree)
+        found = await ref
+        assert torch.equal(found["weight"], tree["weight"])
+        found["weight"].zero_()
+        assert torch.equal((await ref)["weight"], tree["weight"])
+        out = {"weight": torch.empty(COUNT), "steps": torch.empty((), dtype=torch.int64)}
+        assert (await ref.into(out)) is out
+        assert torch.equal(out["weight"], tree["weight"])
+        assert await b.total((await a.put(tree["weight"]))[-1:]) == COUNT - 1
+
+    with peers("a", "b") as pair:
+        run(main())
+
+
+def test_another_host_gets_a_copy_of_no_more_than_it_asks_for():
+    async def main() -> None:
+        a = only[0].handle
+        ref = await a.make(COUNT)
+        np.testing.assert_array_equal(await ref, np.arange(COUNT, dtype=np.float32))
+        tie = ref._hold.source
+        before = tie._channel.link.statistics().bytes_received
+        assert (await ref[100:200]).sum() == sum(range(100, 200))
+        assert tie._channel.link.kind == "tcp"
+        assert tie._channel.link.statistics().bytes_received - before < 2000
+        out = np.empty(COUNT, np.float32)
+        await ref.into(out)
+        assert out[-1] == COUNT - 1
+        with pytest.raises(ValueError, match="into: out is float32"):
+            await ref.into(out[1:])
+        del ref
+        await is_empty(a)
+
+    with peers("a", hosts=("elsewhere",)) as only:
+        run(main())
+
+
+def test_a_ref_is_held_on_its_way():
+    async def main() -> None:
+        a, b, c = (peer.handle for peer in three)
+        # From hand to hand, each letting go as soon as it has passed it on.
+        await b.keep([await a.make(10), (await a.make(20))[5:]])
+        await b.pass_on(c)
+        await b.forget()
+        await held_by(a, "c", "c")
+        assert [await c.total(ref) for ref in await c.give()] == [45, sum(range(5, 20))]
+        streamed = []
+        async with c.stream() as refs:
+            async for ref in refs:
+                streamed.append(ref)
+                await c.forget()
+        del ref, refs
+        await held_by(a, ME, ME)
+        assert (await streamed[1])[0] == 5
+        # To the whole of a role at once, and home.
+        everybody = Handles("x", three[0].target.interface, [b, c, a])
+        await everybody.keep(streamed)
+        streamed.clear()
+        await held_by(a, "a", "b", "c", "a", "b", "c")
+        await everybody.forget()
+        await is_empty(a)
+        assert not holder_of(loop_endpoint()).pins
+        assert await c.total(await a.plain(4)) == 6
+        await is_empty(a)
+
+    with peers("a", "b", "c") as three:
+        run(main())
+
+
+def test_who_never_gets_a_ref_does_not_keep_it():
+    async def main() -> None:
+        a, b = pair[0].handle, pair[1].handle
+        ref = await a.make(COUNT)
+        with pytest.raises(TypeError):
+            b.keep(ref, ref)
+        method = pair[1].target.interface.methods["keep"]
+        method.wire = b"\x07\x00nothing"
+        with pytest.raises(AttributeError, match="no method 'nothing'"):
+            await pair[1].handle.keep(ref)
+        method.wire = b"\x04\x00keep"
+        task = asyncio.create_task(b.takes_long(ref))
+        await held_by(a, "b", ME)
+        task.cancel()
+        await held_by(a, ME)
+        # A stopped process takes nothing; what waits for it is withdrawn, or lost with it.
+        pair[1].process.send_signal(signal.SIGSTOP)
+        big = np.ones(4 << 20)
+        tasks = [asyncio.create_task(b.keep(each)) for each in ([ref], [ref, big], [ref, big])]
+        await asyncio.sleep(0)
+        assert len(holder_of(loop_endpoint()).pins) == 3
+        tasks[2].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[2]
+        assert len(holder_of(loop_endpoint()).pins) == 2
+        del ref
+        pair[1].process.kill()
+        for task in tasks[:2]:
+            with pytest.raises(PeerLost):
+                await task
+        del tasks, task
+        await is_empty(a)
+
+    with peers("a", "b") as pair:
+        run(main())
+
+
+def test_a_holder_that_dies_gives_up_its_refs():
+    async def main() -> None:
+        a, b = pair[0].handle, pair[1].handle
+        await b.keep(await a.make(COUNT))
+        await b.fetch()
+        await held_by(a, "b")
+        pair[1].process.kill()
+        await is_empty(a)  # with the memory that it looked at
+
+    with peers("a", "b") as pair:
+        run(main())
+
+
+def test_an_owner_that_dies_loses_its_refs_at_once():
+    async def main() -> None:
+        a, b = pair[0].handle, pair[1].handle
+        ref = await a.make(COUNT)
+        await b.keep(ref)
+        await b.fetch()
+        array = await ref
+        data = pickle.dumps(ref.lease(60))
+        pair[0].process.send_signal(signal.SIGSTOP)
+        waiting = [asyncio.create_task(each()) for each in (lambda: ref.into(np.empty(COUNT, np.float32)), b.total)]
+        await soon(lambda: is_waiting(ref))
+        pair[0].process.kill()
+        for task in waiting:
+            with pytest.raises(RefLost, match=r"float32\[1048576\] of a> of a is lost: its owner cannot be reached"):
+                await task
+        with pytest.raises(RefLost):
+            await ref
+        with pytest.raises(RefLost, match="cannot be reached"):
+            await pickle.loads(data)
+        assert array[-1] == COUNT - 1
+        assert float((await b.what_was_read())[-1]) == COUNT - 1
+
+    async def is_waiting(ref: Any) -> bool:
+        return bool(ref._hold.source._waiting)
+
+    with peers("a", "b") as pair:
+        run(main())
+
+
+def test_a_full_store_lets_a_put_wait_for_other_processes():
+    async def main() -> None:
+        a, b = pair[0].handle, pair[1].handle
+        await b.keep(await a.make(COUNT // 2))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await a.make(COUNT)
+        putting = asyncio.create_task(a.make(COUNT))
+        assert await holders(a) == ["b"]
+        pair[1].process.kill()
+        assert (await (await putting)).shape == (COUNT,)
+
+    with peers("a", "b", limit=5 * COUNT) as pair:
+        run(main())
