@@ -9,6 +9,7 @@ from collective._backends import make_plane
 from collective._core.agreement import Agreement
 from collective._core.mailbox import Mailbox
 from collective._core.pipeline import Pipeline
+from collective._core.streams import Streams
 from collective.abc import PlaneContext
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class Epoch:
             spawn=self.spawn,
             on_failure=partial(engine.on_transfer_failed, self),
         )
+        self.streams = Streams(
+            lambda rank, key, message: post(rank, ("stream", number, key, message)), engine.fabric.forget
+        )
         self.plane = make_plane(
             engine.backend,
             PlaneContext(
@@ -94,6 +98,7 @@ class Epoch:
         for entry in pending.values():
             entry.fail(error())
         self.mailbox.end(error)
+        self.streams.end()
         for task in self.tasks:
             task.cancel()
         callbacks, self.on_end = self.on_end, []

@@ -43,7 +43,7 @@ class Round:
         spans: dict[int, tuple[int, int]] = {}
         for run in self.runs:
             first, _ = spans.get(run.producer, (run.first, 0))
-            spans[run.producer] = (first, run.first + run.count)
+            spans[run.producer] = (first, run.first + run.rows)
         return spans
 
     def within(self, end: Positions) -> bool:

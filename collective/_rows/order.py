@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Run(NamedTuple):
-    """Rows `first` to `first + count` of a producer, which go to the places `at`, `at + stride`, ... of a stretch."""
+    """Rows `first` to `first + rows` of a producer, which go to the places `at`, `at + stride`, ... of a stretch."""
 
     producer: int
     first: int
-    count: int
+    rows: int
     at: int
     stride: int
 
@@ -73,7 +73,7 @@ class Cursor:
         last: dict[int, list[int]] = {}
         at = 0
         while at < count:
-            turn, giving, cycles = self._cycles()
+            giving, cycles = self._cycles()
             cycles = min(cycles, (count - at) // len(giving))
             if cycles == 0:
                 giving, cycles = giving[: count - at], 1
@@ -83,15 +83,15 @@ class Cursor:
             at += cycles * len(giving)
         return [Run(p, first, n, place, stride) for p, first, n, place, stride in runs]
 
-    def _cycles(self) -> tuple[int, list[int], int]:
-        """Return the turn of the next row, who gives a row in that turn, and how many turns these will be the same."""
+    def _cycles(self) -> tuple[list[int], int]:
+        """Return who gives a row in the next row's turn, and for how many turns these will be the same."""
         ends, origins = self._announced.ends, self._origins
         turns = {p: at - origins[p] for p, at in enumerate(self.positions) if at < ends[p]}
         turn = min(turns.values())
         giving = [p for p, its in turns.items() if its == turn]
         lasting = min(ends[p] - self.positions[p] for p in giving)
         joining = min((its for its in turns.values() if its > turn), default=turn + lasting)
-        return turn, giving, min(lasting, joining - turn)
+        return giving, min(lasting, joining - turn)
 
     def _extend(self, runs: list[list[int]], last: dict[int, list[int]], run: list[int]) -> None:
         """Add a run, as part of the one before it of the same producer where it goes on at the same stride."""

@@ -53,7 +53,7 @@ class Consumer:
         """Lay a round's runs out, each place once."""
         places: list[Row | None] = [None] * step.rows
         for run in step.runs:
-            for index in range(run.count):
+            for index in range(run.rows):
                 place = run.at + index * run.stride
                 assert places[place] is None
                 places[place] = (run.producer, run.first + index)
@@ -129,6 +129,11 @@ def run(job: Job, consumers: list[Consumer], random: Random, *, steps: int = 10_
             return
 
 
+def in_order(consumers: list[Consumer]) -> list[Row]:
+    rounds = zip(*(consumer.rows() for consumer in consumers), strict=True)
+    return [row for batches in rounds for batch in batches for row in batch]
+
+
 def done(consumer: Consumer) -> bool:
     return not consumer.planned and consumer.ledger.exhausted()
 
@@ -151,8 +156,7 @@ def test_every_row_goes_to_one_consumer_and_all_get_as_many_batches(job: Job, ra
     assert len(set(rows)) == len(rows) == (total if job.tail == "pad" else total - total % size)
     assert {consumer.ledger.left for consumer in consumers} == {total - len(rows)}
     if job.order == "round-robin":
-        in_order = [row for batches in zip(*(each.rows() for each in consumers), strict=True) for b in batches for row in b]
-        assert in_order == job.expected()[: len(rows)]
+        assert in_order(consumers) == job.expected()[: len(rows)]
     else:
         for consumer in consumers:  # each producer's rows stay in their order
             for producer in range(len(job.counts)):
@@ -194,8 +198,7 @@ def test_a_leaver_ends_it_at_one_round_and_another_job_goes_on(
     done_rows = {row for consumer in consumers for batch in consumer.rows() for row in batch}
     assert before <= done_rows
     if job.order == "round-robin":
-        in_order = [row for batches in zip(*(each.rows() for each in others), strict=True) for b in batches for row in b]
-        assert in_order == job.expected()[sum(state) :]
+        assert in_order(others) == job.expected()[sum(state) :]
 
 
 @given(job=jobs, random=randoms)
