@@ -447,7 +447,8 @@ class Consumer:
         if self.seat.fault is None and not self._over:
             for inlet in self._inlets.values():
                 inlet.tell("refused", refusal)
-            self.break_off(refusal.error)
+            # The producers end it, each when it was told: also one whose channel is yet to come.
+            self._break_off(refusal.error)
 
     def _abort(self, error: BaseException) -> None:
         """This member cannot go on: the others end where it does, and it raises the error."""
@@ -457,13 +458,12 @@ class Consumer:
             self.seat.fault = lambda: error
             self._moved.set()
 
-    def break_off(self, fault: Callable[[], BaseException]) -> None:
+    def _break_off(self, fault: Callable[[], BaseException]) -> None:
         """Raise an error in every call from now on."""
-        if self.seat.fault is None and not self._over:
-            if not self._parted:
-                self.seat.fault = fault
+        if self.seat.fault is None and not self._parted:
+            self.seat.fault = fault
+            self._queue.clear()
             self._moved.set()
-            self._finish()
 
     def _finish(self) -> None:
         self._over = True
@@ -481,10 +481,10 @@ class Consumer:
         if inlet.ended:
             return
         inlet.ended = True
-        if self._drained or self._parted:
-            if all(each.ended for each in self._inlets.values()):
-                self._finish_quietly()
-            return
+        if all(each.ended for each in self._inlets.values()):
+            self.seat.epoch.streams.leave(self.seat.key)
+        if self._drained or self._parted or self.seat.fault is not None:
+            return  # what waits here can still be given out
 
         def tell() -> None:
             member = self.seat.engine.members[inlet.rank]
@@ -492,13 +492,11 @@ class Consumer:
 
         self.seat.engine.loop.call_soon(tell)  # the group may know better in a moment
 
-    def _finish_quietly(self) -> None:
-        """No producer is there any more; what waits here can still be given out."""
-        self.seat.epoch.streams.leave(self.seat.key)
-
     def end(self) -> None:
         """The group's epoch has ended."""
-        self.break_off(self.seat.group_fault)
+        if not self._over:
+            self._break_off(self.seat.group_fault)
+            self._finish()
 
     def abandon(self, reason: str) -> None:
         """Nobody takes batches any more: the actor's call that made the stream has failed, or it was dropped."""

@@ -70,6 +70,7 @@ class Producer:
         self._over = False
         self.closed = False
         self._outlets = [_Outlet(rank, terms.positions) for rank in terms.consumers]
+        seat.epoch.streams.enter(seat.key, self)
         for outlet in self._outlets:
             outlet.tell("terms", str(terms))
             seat.epoch.spawn(self._serve(outlet))
@@ -328,9 +329,9 @@ class Producer:
         """End the stream with an error for all."""
         if self.seat.fault is None:
             self._tell_all("refused", refusal)
-            self.break_off(refusal.error)
+            self._break_off(refusal.error)
 
-    def break_off(self, fault: Callable[[], BaseException]) -> None:
+    def _break_off(self, fault: Callable[[], BaseException]) -> None:
         """Raise an error in every call from now on."""
         if self.seat.fault is None and not self._over:
             self.seat.fault = fault
@@ -384,7 +385,7 @@ class Producer:
 
     def end(self) -> None:
         """The group's epoch has ended."""
-        self.break_off(self.seat.group_fault)
+        self._break_off(self.seat.group_fault)
 
     def abandon(self, reason: str) -> None:
         """Nobody puts rows any more: the actor's call that made the stream has failed, or it was dropped."""
