@@ -201,6 +201,8 @@ class Producer:
             if need > 0:  # the consumers may be waiting for these to fill a round
                 if not self._format.exact:
                     self._check_budget(row_bytes, self._format)
+                if (waiting + rest) * row_bytes <= self.seat.terms.budget:
+                    return rest  # memory that is held for a few rows of a block splits no other block
                 return min(rest, max(need, int(room / row_bytes)))
             self._moved.clear()
             await self._moved.wait()
