@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -12,9 +12,6 @@ import torch
 
 from collective import RowStream
 from collective.testing import world
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def stream_all(
