@@ -224,19 +224,26 @@ class Consumer:
     def _pump(self) -> None:
         """Plan the rounds that are announced and that the budget admits, and ask for their rows."""
         self._pump_soon = False
-        if self._over or self._left or self.seat.fault is not None or not self._may_plan():
+        if self._over or self._left or self.seat.fault is not None:
             return
-        if self._format is not None:
-            most = max(1, self.seat.terms.budget // self._batch_bytes)
-            while len(self._queue) < most and (step := self._ledger.next_round()) is not None:
-                self._queue.append(_Incoming(step, self._format.landing(self.seat.terms.batch_size, step.rows)))
-            self._pull()
+        try:
+            self._plan()
+        except Exception as error:  # no memory, say: nobody awaits this, and the next batch must not be waited for
+            self._abort(error)
+            return
         if self._ledger.exhausted():
             self._moved.set()
             if not self._drained and all(not inlet.coming for inlet in self._inlets.values()):
                 self._drained = True
                 for inlet in self._inlets.values():
                     inlet.tell("drained")
+
+    def _plan(self) -> None:
+        if self._may_plan() and self._format is not None:
+            most = max(1, self.seat.terms.budget // self._batch_bytes)
+            while len(self._queue) < most and (step := self._ledger.next_round()) is not None:
+                self._queue.append(_Incoming(step, self._format.landing(self.seat.terms.batch_size, step.rows)))
+            self._pull()
 
     def _may_plan(self) -> bool:
         """Whether every producer's columns are known, and the library that holds them is there."""
@@ -358,7 +365,10 @@ class Consumer:
         kind, *rest = word
         if kind == "rows":
             if not self._left:
-                self._land(inlet, rest[0], rest[1], message.buffers)
+                try:
+                    self._land(inlet, rest[0], rest[1], message.buffers)
+                except Exception as error:  # as above
+                    self._abort(error)
             return
         if kind == "have":
             self._ledger.announce(inlet.number, rest[0])

@@ -253,6 +253,10 @@ class Producer:
                     await self._send(outlet, channel)
         except LinkError as error:
             self._line_ended(outlet, error)
+        except Exception as error:  # rows that cannot be encoded, say: nobody awaits this, and all wait for the rows
+            member = seat.engine.members[seat.engine.rank]
+            text = f"{type(error).__name__}: {error}"
+            self._refuse(Refusal("failed", (seat.group, member.role, member.rank, text)))
 
     async def _send(self, outlet: _Outlet, channel: Channel) -> None:
         assert self._storage is not None

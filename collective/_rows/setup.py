@@ -97,7 +97,12 @@ class Refusal:
 
     def error(self) -> Exception:
         """Return the error."""
-        make: Callable[..., Exception] = {"mismatch": RowsMismatch, "lost": PeerLost, "budget": ValueError}[self.kind]
+        make: Callable[..., Exception] = {
+            "mismatch": RowsMismatch,
+            "lost": PeerLost,
+            "budget": ValueError,
+            "failed": ProducerFailed,
+        }[self.kind]
         return make(*self.details)
 
 

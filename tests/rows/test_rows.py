@@ -539,3 +539,21 @@ def test_bad_arguments_and_bad_rows_are_errors_at_the_call() -> None:
 
     run(test)
 
+
+
+@pytest.mark.parametrize("method", ["ArrayStorage.piece", "ArrayLanding.place", "ArrayFormat.landing"])
+def test_what_fails_inside_is_raised_and_not_waited_for(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def fail(*args: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(f"collective._rows.arrays.{method}", fail)
+
+    async def test() -> None:
+        async with cast(2, 2) as members:
+            givers, takers = members.ends(members.open(budget=8 * ROW))
+            feeds = [feed(stream, p, 1000, 9) for p, stream in enumerate(givers)]
+            for error in await outcomes(*feeds, *map(drain, takers)):
+                assert isinstance(error, ProducerFailed | MemoryError)
+                assert "no room" in str(error)
+
+    run(test)
