@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,7 +84,7 @@ def use_redis(port: int, rank: int, nbytes: int, rounds: int) -> None:
         for _ in range(rounds):
             with client.pipeline(transaction=False) as pipeline:
                 for number, half in enumerate(np.split(block, CONSUMERS)):
-                    pipeline.xadd(f"{rank}-{number}", {"row": half.data})
+                    pipeline.xadd(f"{rank}-{number}", {"row": half.reshape(-1).data})
                 pipeline.execute()
     else:
         keys = [f"{producer}-{rank - PRODUCERS}".encode() for producer in range(PRODUCERS)]
@@ -157,7 +157,8 @@ def members(port: int) -> Iterator[Callable[[str, int, int], None]]:
         yield do
     finally:
         for pipe in pipes:
-            pipe.send(None)
+            with suppress(BrokenPipeError):  # one that failed has said so
+                pipe.send(None)
         for process in processes:
             process.join(10)
 
