@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 import sys
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from collective._core.offload import LONG, offload
 from collective._rows.formats import format_of
 from collective._rows.ledger import nearest
-from collective._rows.setup import LAG, LITTLE, Ending, Line, Refusal, failure
+from collective._rows.serving import Outlet
+from collective._rows.setup import LAG, LITTLE, Ending, Refusal, failure
 from collective.errors import CollectiveError, LinkError, StreamClosed
 
 if TYPE_CHECKING:
@@ -21,28 +20,9 @@ if TYPE_CHECKING:
     from collective._rows.formats import Block, Format, Storage
     from collective._rows.ledger import Positions
     from collective._rows.setup import Seat
-    from collective.abc import Buffer, Channel, Message
+    from collective.abc import Channel, Message
 
-_MESSAGE = 1 << 20
-"""Bytes after which a message of rows takes up no more pieces."""
-_JOINED = 256 << 10
-"""Bytes up to which the pieces of a message are joined into one buffer."""
 _ANNOUNCE_DELAY = 0.001
-
-
-class _Outlet(Line):
-    """One consumer, as a producer sees it."""
-
-    def __init__(self, rank: int, positions: Positions) -> None:
-        super().__init__()
-        self.rank = rank
-        self.wanted: deque[tuple[int, int]] = deque()
-        self.wake = asyncio.Event()
-        self.drained = False
-        """Whether it wants no more rows."""
-        self.parted = False
-        """Whether its user has come to the end."""
-        self.done = positions
 
 
 class Producer:
@@ -69,7 +49,7 @@ class Producer:
         self._ending: Ending | None = None
         self._over = False
         self.closed = False
-        self._outlets = [_Outlet(rank, terms.positions) for rank in terms.consumers]
+        self._outlets = [Outlet(rank, terms.positions) for rank in terms.consumers]
         seat.epoch.streams.enter(seat.key, self)
         for outlet in self._outlets:
             outlet.tell("terms", str(terms))
@@ -232,7 +212,7 @@ class Producer:
 
     # ----------------------------------------------------------------- serving
 
-    async def _serve(self, outlet: _Outlet) -> None:
+    async def _serve(self, outlet: Outlet) -> None:
         """Send a consumer the rows that it asks for."""
         seat = self.seat
         try:
@@ -250,7 +230,11 @@ class Producer:
                 await outlet.wake.wait()
                 outlet.wake.clear()
                 while outlet.wanted:
-                    await self._send(outlet, channel)
+                    assert self._storage is not None
+                    assert self._format is not None
+                    sent = await outlet.send(self._storage, self._format, channel)
+                    self._sent += sent  # not in one statement: other consumers' rows are counted during the await
+                    self._moved.set()
         except LinkError as error:
             self._line_ended(outlet, error)
         except Exception as error:  # rows that cannot be encoded, say: nobody awaits this, and all wait for the rows
@@ -258,30 +242,7 @@ class Producer:
             text = f"{type(error).__name__}: {error}"
             self._refuse(Refusal("failed", (seat.group, member.role, member.rank, text)))
 
-    async def _send(self, outlet: _Outlet, channel: Channel) -> None:
-        assert self._storage is not None
-        assert self._format is not None
-        spans: list[tuple[int, int]] = []
-        parts: list[list[int]] = []
-        buffers: list[Buffer] = []
-        nbytes = 0
-        while outlet.wanted and nbytes < _MESSAGE:
-            span = outlet.wanted.popleft()
-            piece = self._storage.piece(*span)
-            spans.append(span)
-            parts.append(piece.parts)
-            buffers += piece.buffers
-            nbytes += sum(len(buffer) for buffer in piece.buffers)
-        joined = self._format.exact and len(buffers) > 1 and nbytes <= _JOINED
-        if joined:
-            buffers = [b"".join(buffers)]
-        await channel.send(pickle.dumps(("rows", joined, parts), 5), buffers)
-        for first, stop in spans:
-            self._storage.release(first, stop)
-            self._sent += stop - first
-        self._moved.set()
-
-    def _hear(self, outlet: _Outlet, message: Message) -> None:
+    def _hear(self, outlet: Outlet, message: Message) -> None:
         word = outlet.hear(message.header)
         if word is None:
             return
@@ -306,7 +267,7 @@ class Producer:
         elif kind == "refused":
             self._refuse(rest[0])
 
-    def _take_done(self, outlet: _Outlet, positions: Positions) -> None:
+    def _take_done(self, outlet: Outlet, positions: Positions) -> None:
         outlet.done = positions
         floor = nearest([each.done for each in self._outlets])
         if floor != self._floor:
@@ -359,7 +320,7 @@ class Producer:
             if outlet.channel is not None:
                 self.seat.engine.fabric.forget(outlet.channel)
 
-    def _line_ended(self, outlet: _Outlet, error: Exception) -> None:
+    def _line_ended(self, outlet: Outlet, error: Exception) -> None:
         """A consumer is gone; one that has fetched all it wants may go."""
         if outlet.ended:
             return
