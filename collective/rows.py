@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from collective.group import Group
 
-BUDGET = 64 << 20
-
-
 class RowBatch:
     """One batch of a row stream. It is the consumer's own: nothing else uses its memory.
 
@@ -83,7 +80,8 @@ class RowStream:
     :param tail: what becomes of rows at the end that do not fill a round. "drop" drops them, "pad" deals them evenly
         and fills their batches up (see `RowBatch.valid`), "error" raises RowsLeftOver on every consumer.
     :param budget: bytes of rows that one member holds at most: a producer those that wait to be fetched, a consumer
-        those that it has asked for. A slow consumer so slows the producers. At least a round.
+        those that it has asked for. A slow consumer so slows the producers. At least a round; by default a round,
+        and 8 MiB where that is less.
     :param resume: go on from what `state` returned, maybe with another number of consumers or batch size. Each
         producer goes on with its row number `stream.position`.
 
@@ -100,7 +98,7 @@ class RowStream:
         batch_size: int,
         order: Order = "round-robin",
         tail: Tail = "drop",
-        budget: int = BUDGET,
+        budget: int | None = None,
         resume: RowState | None = None,
     ) -> None:
         engine = group._engine
@@ -254,7 +252,7 @@ def _terms(
     batch_size: int,
     order: Order,
     tail: Tail,
-    budget: int,
+    budget: int | None,
     resume: RowState | None,
 ) -> Terms:
     """Check the arguments of a stream."""
@@ -265,7 +263,8 @@ def _terms(
         member = group.members[group.rank]
         raise ValueError(f"{member} is neither of the producers {producers!r} nor of the consumers {consumers!r}")
     _check_count("batch_size", batch_size)
-    _check_count("budget", budget)
+    if budget is not None:
+        _check_count("budget", budget)
     for name, value, known in (("order", order, get_args(Order)), ("tail", tail, get_args(Tail))):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, known))}")

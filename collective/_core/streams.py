@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from collective._core.warm import Pool
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -11,6 +13,10 @@ if TYPE_CHECKING:
 
 Key: TypeAlias = "tuple[str, str, int]"
 """The roles of a stream's producers and consumers, and how many streams of these roles were made before it."""
+
+
+WARM = 64 << 20
+"""Bytes of memory that streams leave for those after them."""
 
 
 class StreamEnd(Protocol):
@@ -41,6 +47,7 @@ class Streams:
     ) -> None:
         self._post = post
         self._forget = forget
+        self.pool = Pool(WARM)
         self._made: dict[tuple[str, str], int] = {}
         self._ends: dict[Key, StreamEnd] = {}
         self._early: dict[Key, list[Callable[[StreamEnd], None]]] = {}
@@ -92,6 +99,7 @@ class Streams:
         """End all of them."""
         ends, self._ends = self._ends, {}
         self._early.clear()
+        self.pool.clear()
         for end in ends.values():
             end.end()
 

@@ -16,6 +16,7 @@ from collective._rows.formats import Block, Format, Landing, Piece, Staged, Stor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from collective._core.warm import Pool
     from collective._rows.order import Run
 
 CHUNK = 1 << 20
@@ -85,11 +86,11 @@ class ArrayFormat(Format):
         host = [_bytes_of(rows[column.name]) for column in self.columns if column.row_bytes]
         return ArrayBlock(_length(self.columns[0].name, rows[self.columns[0].name]), host, self.row_bytes)
 
-    def storage(self, first: int, limit: int) -> ArrayStorage:
-        return ArrayStorage(self, first, limit)
+    def storage(self, first: int, limit: int, pool: Pool) -> ArrayStorage:
+        return ArrayStorage(self, first, limit, pool)
 
-    def landing(self, rows: int, valid: int) -> ArrayLanding:
-        return ArrayLanding(self, rows, valid)
+    def landing(self, rows: int, valid: int, pool: Pool) -> ArrayLanding:
+        return ArrayLanding(self, rows, valid, pool)
 
     def split(self, parts: Sequence[int], buffer: memoryview) -> list[memoryview]:
         cut, at = [], 0
@@ -151,15 +152,14 @@ class _Staged(Staged):
 
 
 class ArrayStorage(Storage):
-    """Rows in chunks. Small blocks share one, large ones have their own; memory is used again, as it is warm then."""
+    """Rows in chunks. Small blocks share one, large ones have their own."""
 
-    def __init__(self, form: ArrayFormat, first: int, limit: int) -> None:
+    def __init__(self, form: ArrayFormat, first: int, limit: int, pool: Pool) -> None:
         self._widths = form.widths
         self._row_bytes = max(1, form.row_bytes)
-        self._limit = limit
+        self._pool = pool
         self._shared_rows = max(1, min(CHUNK, limit // 8) // self._row_bytes)
         self._chunks: list[_Chunk] = []
-        self._free: list[_Chunk] = []
         self.held = 0
         self.end = first
 
@@ -207,11 +207,10 @@ class ArrayStorage(Storage):
             chunk.left -= min(stop, chunk.first + chunk.rows) - max(first, chunk.first)
             if not chunk.left:
                 self._chunks.remove(chunk)
-                self._recycle(chunk)
+                self._drop(chunk)
 
     def clear(self) -> None:
-        self._chunks.clear()
-        self._free.clear()
+        self._chunks.clear()  # not into the pool: they may be on their way still
         self.held = 0
 
     def _between(self, first: int, stop: int) -> list[_Chunk]:
@@ -220,33 +219,22 @@ class ArrayStorage(Storage):
         return self._chunks[max(0, low) : high]
 
     def _memory(self, rows: int) -> _Chunk:
-        for chunk in reversed(self._free):
-            if chunk.capacity == rows:
-                self._free.remove(chunk)
-                return chunk
-        while self._free and self._spare() < rows * self._row_bytes:
-            self._free.pop(0)
-        return _Chunk([np.empty(rows * width, np.uint8) for width in self._widths], rows, lent=False)
+        return _Chunk([self._pool.take(rows * width) for width in self._widths], rows, lent=False)
 
-    def _recycle(self, chunk: _Chunk) -> None:
-        nbytes = chunk.capacity * self._row_bytes
-        self.held -= nbytes
-        if not chunk.lent and self._spare() >= nbytes:
-            chunk.rows = 0
-            self._free.append(chunk)
-
-    def _spare(self) -> int:
-        """Bytes that may be kept for later."""
-        return self._limit - self.held - sum(chunk.capacity for chunk in self._free) * self._row_bytes
+    def _drop(self, chunk: _Chunk) -> None:
+        self.held -= chunk.capacity * self._row_bytes
+        if not chunk.lent:
+            for column in chunk.columns:
+                self._pool.give(column)
 
 
 class ArrayLanding(Landing):
     """A batch in memory of its own: a consumer may keep it and change it."""
 
-    def __init__(self, form: ArrayFormat, rows: int, valid: int) -> None:
+    def __init__(self, form: ArrayFormat, rows: int, valid: int, pool: Pool) -> None:
         self._form = form
         self._rows = rows
-        self._memory = [np.empty(rows * width, np.uint8) for width in form.widths]
+        self._memory = [pool.lend(rows * width) for width in form.widths]
         # Elements of a row's size, of no kind: numpy moves each by one copy.
         self._items = [
             memory.view(f"V{width}") for memory, width in zip(self._memory, form.widths, strict=True)

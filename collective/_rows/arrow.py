@@ -15,6 +15,7 @@ from collective._rows.formats import Block, Format, Landing, Piece, Staged, Stor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from collective._core.warm import Pool
     from collective._rows.order import Run
 
 
@@ -49,10 +50,10 @@ class ArrowFormat(Format):
         table = pyarrow.Table.from_batches([rows]) if isinstance(rows, pyarrow.RecordBatch) else rows
         return ArrowBlock(table.replace_schema_metadata(None))
 
-    def storage(self, first: int, limit: int) -> ArrowStorage:
+    def storage(self, first: int, limit: int, pool: Pool) -> ArrowStorage:
         return ArrowStorage(first)
 
-    def landing(self, rows: int, valid: int) -> ArrowLanding:
+    def landing(self, rows: int, valid: int, pool: Pool) -> ArrowLanding:
         return ArrowLanding(self, rows, valid)
 
     def split(self, parts: Sequence[int], buffer: memoryview) -> list[memoryview]:

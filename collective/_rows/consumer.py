@@ -37,7 +37,8 @@ class Consumer:
         terms = seat.terms
         self.seat = seat
         self._moved = asyncio.Event()
-        self._fetcher = Fetcher(terms, number, on_ready=self._moved.set, on_failure=self._abort)
+        pool = seat.epoch.streams.pool
+        self._fetcher = Fetcher(terms, number, pool=pool, on_ready=self._moved.set, on_failure=self._abort)
         self._waiting = False
         self._given = self._done = self._floor = terms.positions
         self._done_told = terms.positions

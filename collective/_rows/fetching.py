@@ -15,6 +15,7 @@ from collective._rows.setup import LITTLE, Line
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from collective._core.warm import Pool
     from collective._rows.formats import Format, Landing
     from collective._rows.ledger import Round
     from collective._rows.order import Run
@@ -61,7 +62,13 @@ class Fetcher:
     """
 
     def __init__(
-        self, terms: Terms, number: int, *, on_ready: Callable[[], None], on_failure: Callable[[BaseException], None]
+        self,
+        terms: Terms,
+        number: int,
+        *,
+        pool: Pool,
+        on_ready: Callable[[], None],
+        on_failure: Callable[[BaseException], None],
     ) -> None:
         self.inlets = [Inlet(rank, n) for n, rank in enumerate(terms.producers)]
         self.ledger = Ledger(
@@ -77,6 +84,7 @@ class Fetcher:
         self.drained = False
         """Whether nothing is to be fetched any more."""
         self._terms = terms
+        self._pool = pool
         self._on_ready = on_ready
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
@@ -131,9 +139,9 @@ class Fetcher:
 
     def _plan(self) -> None:
         if self._may_plan() and self._format is not None:
-            most = max(1, self._terms.budget // self._batch_bytes)
+            most = max(1, self._terms.budget_for(self._format.row_bytes) // self._batch_bytes)
             while len(self.queue) < most and (step := self.ledger.next_round()) is not None:
-                self.queue.append(Incoming(step, self._format.landing(self._terms.batch_size, step.rows)))
+                self.queue.append(Incoming(step, self._format.landing(self._terms.batch_size, step.rows, self._pool)))
             self._pull()
 
     def _may_plan(self) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from collective._core.warm import Pool
     from collective._rows.order import Run
     from collective.abc import Buffer
 
@@ -109,11 +110,11 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def storage(self, first: int, limit: int) -> Storage:
+    def storage(self, first: int, limit: int, pool: Pool) -> Storage:
         """Return an empty storage, for rows from the `first` on, of which at most `limit` bytes are to be kept."""
 
     @abstractmethod
-    def landing(self, rows: int, valid: int) -> Landing:
+    def landing(self, rows: int, valid: int, pool: Pool) -> Landing:
         """Return a batch of so many rows, of which the first `valid` will come and the others are padding."""
 
     @abstractmethod

@@ -38,6 +38,7 @@ class Producer:
         self._number = number
         self._format: Format | None = None
         self._storage: Storage | None = None
+        self._budget = 0
         self._sent = 0
         self._announced = self._start = self.position
         self._timer: asyncio.TimerHandle | None = None
@@ -144,15 +145,18 @@ class Producer:
 
     def _begin(self, form: Format) -> None:
         """Take the first block's format for that of all."""
+        self._budget = self.seat.terms.budget_for(form.row_bytes)
         self._check_budget(form.row_bytes, form)
         self._format = form
-        self._storage = form.storage(self._start, self.seat.terms.budget)
+        self._storage = form.storage(self._start, self._budget, self.seat.epoch.streams.pool)
         self._tell_all("format", form)
 
     def _check_budget(self, row_bytes: float, form: Format) -> None:
         terms = self.seat.terms
         needed = int(row_bytes * terms.round_rows)
-        if needed > terms.budget:
+        if terms.budget is None:
+            self._budget = max(self._budget, needed)
+        elif needed > terms.budget:
             refusal = Refusal(
                 "budget",
                 (
@@ -173,7 +177,7 @@ class Producer:
             self._check("put()")
             assert self._storage is not None
             assert self._format is not None
-            room = self.seat.terms.budget - self._storage.held
+            room = self._budget - self._storage.held
             if rest * row_bytes <= room:
                 return rest
             waiting = self._storage.end - self._start - self._sent
@@ -181,7 +185,7 @@ class Producer:
             if need > 0:  # the consumers may be waiting for these to fill a round
                 if not self._format.exact:
                     self._check_budget(row_bytes, self._format)
-                if (waiting + rest) * row_bytes <= self.seat.terms.budget:
+                if (waiting + rest) * row_bytes <= self._budget:
                     return rest  # memory that is held for a few rows of a block splits no other block
                 return min(rest, max(need, int(room / row_bytes)))
             self._moved.clear()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 LAG = 0.02
 """Seconds by which news of what is done may travel later than that."""
 _TEXT = 4000
+ENOUGH = 8 << 20
+"""Bytes that one member holds where no budget was passed and a round takes no more. More gains nothing: it is cold."""
 LITTLE = 256 << 10
 """Bytes that are not worth a message of their own while others are on their way."""
 
@@ -29,7 +31,7 @@ class Terms:
     """What every member passed to RowStream, and must have passed alike.
 
     :param producers: their ranks, by number; consumers likewise.
-    :param budget: bytes that one member holds; may differ between members.
+    :param budget: bytes that one member holds, None for as many as are needed; may differ between members.
     """
 
     producers: tuple[int, ...]
@@ -37,7 +39,7 @@ class Terms:
     batch_size: int
     order: Order
     tail: Tail
-    budget: int
+    budget: int | None
     positions: Positions
     origins: Positions
 
@@ -45,6 +47,10 @@ class Terms:
     def round_rows(self) -> int:
         """Rows of a round."""
         return self.batch_size * len(self.consumers)
+
+    def budget_for(self, row_bytes: int) -> int:
+        """Return how many bytes one member holds."""
+        return self.budget or max(ENOUGH, row_bytes * self.round_rows)
 
     def __str__(self) -> str:
         resumed = f", resume at rows {list(self.positions)}" if any(self.positions) else ""
