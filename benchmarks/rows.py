@@ -1,7 +1,8 @@
 """What moving rows from 4 producers to 2 consumers costs: a RowStream against Ray objects and against Redis streams.
 
 Each round every producer gives a block, and each consumer gets half of every block, in one batch. The RowStream also
-agrees on the rounds, bounds the memory and mixes the rows; the peers do neither. With Ray a driver calls the producers
+agrees on the rounds, bounds the memory and mixes the rows; the peers do none of it. Its blocks are given away
+(`share`), as those of a reader are that makes a new one each time. With Ray a driver calls the producers
 for the halves and hands these on by reference, some rounds ahead. With Redis each producer adds the halves to a stream
 for each consumer, in one request a block. All of them are processes of this host; the sides take turns, each
 repetition in another order. A sample is seconds a round.
@@ -68,7 +69,7 @@ async def stream_rows(group: Group, rank: int, nbytes: int, rounds: int) -> None
         block = block_of(nbytes)
         async with stream:
             for _ in range(rounds):
-                await stream.put({"row": block})
+                await stream.put({"row": block}, share=True)
     else:
         got = [len(batch) async for batch in stream]
         assert len(got) == rounds

@@ -80,8 +80,8 @@ class RowStream:
     :param tail: what becomes of rows at the end that do not fill a round. "drop" drops them, "pad" deals them evenly
         and fills their batches up (see `RowBatch.valid`), "error" raises RowsLeftOver on every consumer.
     :param budget: bytes of rows that one member holds at most: a producer those that wait to be fetched, a consumer
-        those that it has asked for. A slow consumer so slows the producers. At least a round; by default a round,
-        and 8 MiB where that is less.
+        those that it has asked for. A slow consumer so slows the producers. At least a round; by default two, and
+        8 MiB where that is less.
     :param resume: go on from what `state` returned, maybe with another number of consumers or batch size. Each
         producer goes on with its row number `stream.position`.
 

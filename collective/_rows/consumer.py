@@ -173,7 +173,9 @@ class Consumer:
             self.seat.engine.fabric.forget(channel)
             return
         inlet.connect(channel)
-        channel.subscribe(partial(self._hear_producer, inlet), partial(self._line_ended, inlet))
+        channel.subscribe(
+            partial(self._hear_producer, inlet), partial(self._line_ended, inlet), self._fetcher.allocate
+        )
 
     def _hear_producer(self, inlet: Inlet, message: Message) -> None:
         word = inlet.hear(message.header)

@@ -99,6 +99,10 @@ class Fetcher:
         self._format = self._format or form
         return next((other for other in self.inlets if other.format is not None and other.format != form), None)
 
+    def allocate(self, header: bytes, sizes: Sequence[int]) -> list[memoryview]:
+        """Return memory for rows that come: it is used again once they were placed."""
+        return [self._pool.lend(size).data for size in sizes]
+
     @property
     def held(self) -> int:
         """Bytes of batches that are here or on their way."""

@@ -21,7 +21,7 @@ LAG = 0.02
 """Seconds by which news of what is done may travel later than that."""
 _TEXT = 4000
 ENOUGH = 8 << 20
-"""Bytes that one member holds where no budget was passed and a round takes no more. More gains nothing: it is cold."""
+"""Bytes that one member holds where no budget was passed and two rounds take less. More gains nothing: it is cold."""
 LITTLE = 256 << 10
 """Bytes that are not worth a message of their own while others are on their way."""
 
@@ -50,7 +50,7 @@ class Terms:
 
     def budget_for(self, row_bytes: int) -> int:
         """Return how many bytes one member holds."""
-        return self.budget or max(ENOUGH, row_bytes * self.round_rows)
+        return self.budget or max(ENOUGH, 2 * row_bytes * self.round_rows)
 
     def __str__(self) -> str:
         resumed = f", resume at rows {list(self.positions)}" if any(self.positions) else ""
