@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 _SMALL = 64 << 10
@@ -18,31 +20,37 @@ class Pool:
         self._limit = limit
         self._free: dict[int, list[np.ndarray]] = {}
         self._held = 0
+        self._lock = threading.Lock()
 
     def take(self, nbytes: int) -> np.ndarray:
         """Return so many bytes of any value; they are the caller's until it gives them back, if it does."""
-        free = self._free.get(nbytes)
-        if not free:
-            return np.empty(nbytes, np.uint8)
-        self._held -= nbytes
-        return free.pop()
+        with self._lock:
+            free = self._free.get(nbytes)
+            if free:
+                self._held -= nbytes
+                return free.pop()
+        return np.empty(nbytes, np.uint8)
 
     def give(self, memory: np.ndarray) -> None:
-        """Take back what `take` returned and nobody uses any more. May be called on any thread."""
-        nbytes = memory.nbytes
-        if nbytes < _SMALL or nbytes > self._limit:
-            return
-        while self._held + nbytes > self._limit and self._free:
-            # Sizes that were asked for before, and not lately, make room.
-            size = next(iter(self._free))
-            others = self._free[size]
-            if not others:
+        """Take back what `take` returned and nobody uses any more. May be called on any thread, at any moment."""
+        # The garbage collector may call this inside any of these methods: what cannot be kept just then is freed.
+        if _SMALL <= memory.nbytes <= self._limit and self._lock.acquire(blocking=False):
+            try:
+                self._keep(memory)
+            finally:
+                self._lock.release()
+
+    def _keep(self, memory: np.ndarray) -> None:
+        while self._held + memory.nbytes > self._limit:
+            # Sizes that were asked for first, and maybe not lately, make room.
+            size, others = next(iter(self._free.items()))
+            if others:
+                others.pop()
+                self._held -= size
+            else:
                 del self._free[size]
-                continue
-            others.pop()
-            self._held -= size
-        self._held += nbytes
-        self._free.setdefault(nbytes, []).append(memory)
+        self._held += memory.nbytes
+        self._free.setdefault(memory.nbytes, []).append(memory)
 
     def lend(self, nbytes: int) -> np.ndarray:
         """Return so many bytes, which come back by themselves once nobody has a view of them any more."""
@@ -50,9 +58,10 @@ class Pool:
 
     def clear(self) -> None:
         """Hold nothing, now and later."""
-        self._limit = 0
-        self._free.clear()
-        self._held = 0
+        with self._lock:
+            self._limit = 0
+            self._free.clear()
+            self._held = 0
 
 
 class _Lease:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from collective import RowStream
+from collective._core.warm import Pool
 from collective.testing import world
 
 
@@ -143,3 +144,25 @@ def test_arrow_rows_of_different_columns_are_refused() -> None:
         stream_all([[one], [other]])
     with pytest.raises(ValueError, match="all blocks have the same columns"):
         stream_all([[one, {"n": np.ones(2)}]])
+
+
+def test_thousands_of_columns_take_more_than_one_word() -> None:
+    names = [f"{'column ' * 8}{number}" for number in range(1500)]
+    [[batch]] = stream_all([[{name: np.full(2, n) for n, name in enumerate(names)}]], trainers=1, batch_size=2)
+    assert all((batch[name] == n).all() for n, name in enumerate(names))
+
+
+def test_memory_that_was_lent_comes_back_when_nobody_has_a_view_of_it() -> None:
+    pool = Pool(1 << 20)
+    lent = pool.lend(1 << 18)
+    lent[:] = 7
+    view = lent.view(np.float32)[10:20]
+    where = lent.ctypes.data
+    del lent
+    others = [pool.take(1 << 18) for _ in range(5)]
+    assert where not in [other.ctypes.data for other in others]
+    del view
+    assert pool.take(1 << 18).ctypes.data == where
+    for other in others:
+        pool.give(other)
+    assert pool._held == 1 << 20  # the fifth is not kept
