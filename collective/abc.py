@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
+import numpy as np
+
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
     from typing import Self
-
-    import numpy as np
 
     from collective.types import Address, Credential, LinkStatistics, ReduceOp
 
@@ -24,9 +25,11 @@ LARGE = 64 << 10
 
 
 class Message(NamedTuple):
-    """What one `send` carried: a header, and the buffers that travelled beside it, each in memory of its own.
+    """What one `send` carried: a header, and the buffers that travelled beside it.
 
-    A buffer is a writable memoryview that nobody else holds, or what `allocate` gave for it.
+    A buffer is a writable memoryview that nobody else holds, or what `allocate` gave for it, or a read-only view of
+    memory that the sender shares. The sender does not use that for anything else before the last view of it is gone,
+    which may be long after the link's end; hold it as long as you like. `collective.links.private` makes it writable.
     """
 
     header: bytes
@@ -94,7 +97,7 @@ class Channel(ABC):
         Each message's credit goes back when `on_message` returns. `on_end` is called once, after the last message,
         with the error that `receive` would raise (never while this end closes the channel itself). `allocate` is
         given the header and buffer sizes of a message above LARGE before its buffers arrive, and may return the
-        writable memory that they shall be read into; None means fresh memory.
+        writable memory that they shall be read into; None means memory as for `receive`.
         """
 
     @abstractmethod
@@ -200,6 +203,7 @@ class PlaneContext:
     :param tell: post a small message to another rank's data plane.
     :param timeout: the group's timeout in seconds.
     :param interface: the address at which the other members reach this host, for a data plane that listens.
+    :param hosts: each member's host, as `Address.host` names it; none where nobody knows.
     """
 
     group: str
@@ -209,6 +213,7 @@ class PlaneContext:
     tell: Callable[[int, bytes], None]
     timeout: float
     interface: str = "127.0.0.1"
+    hosts: tuple[str, ...] = ()
 
 
 class DataPlane(ABC):
@@ -223,6 +228,11 @@ class DataPlane(ABC):
     """
 
     name: ClassVar[str]
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The names of what moves this member's data: its own, or those of the data planes that it is made of."""
+        return (self.name,)
 
     @abstractmethod
     async def open(self) -> None:
@@ -258,6 +268,13 @@ class DataPlane(ABC):
     def alltoall(self, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Awaitable[None]:
         """Move `sources[j]` of rank i to `targets[i]` of rank j; uint8, any sizes, the own part included."""
 
+    def empty(self, nbytes: int) -> np.ndarray:
+        """Return memory for inputs that this data plane need not copy, of any content; here, plain memory.
+
+        It stays the caller's when the data plane closes.
+        """
+        return np.empty(nbytes, np.uint8)
+
     @abstractmethod
     def abandon(self) -> None:
         """Drop what is pending, without waiting: `aclose` in bad times. Idempotent.
@@ -269,3 +286,15 @@ class DataPlane(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Free everything, once nothing is pending. Idempotent."""
+
+
+class AnnouncingPlane(DataPlane):
+    """A data plane through which the members agree as well, since that is faster there than by messages."""
+
+    @abstractmethod
+    def exchange(self, card: bytes, head: int, on_misfit: Callable[[], None]) -> asyncio.Future[list[bytes]]:
+        """Show a card to all, and return those of all members by rank; an operation in the order of the others.
+
+        The first `head` bytes of all cards should be equal. Where those of this member and of one that had come before
+        it are not, `on_misfit` is called on the loop, also while others have not come.
+        """

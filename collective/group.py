@@ -6,18 +6,16 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from collective._core.exchanges import AllToAll, Gather, Scatter
 from collective._core.operands import check_out, describe
 from collective._core.operations import (
     AllGather,
     AllReduce,
-    AllToAll,
     Barrier,
     Broadcast,
-    Gather,
     Operation,
     Reduce,
     ReduceScatter,
-    Scatter,
     Split,
     check_rank,
 )
@@ -82,6 +80,11 @@ class Group:
         return self._engine.backend
 
     @property
+    def backends(self) -> tuple[str, ...]:
+        """Names of what moves the data, from the inside out: ("shm", "gloo") on "two-level", elsewhere one name."""
+        return self._engine.current.plane.backends
+
+    @property
     def members(self) -> tuple[Member, ...]:
         """The members by rank."""
         return self._engine.members
@@ -98,6 +101,16 @@ class Group:
             roles = ", ".join(dict.fromkeys(member.role for member in members))
             raise ValueError(f"group {self.name!r} has no member of role {role!r}; its roles are {roles}")
         return found
+
+    def empty(self, shape: int | Sequence[int], dtype: Any) -> Array:
+        """Return a new array of any content, whose collectives skip a copy where the members share a host.
+
+        Otherwise it is an array like any other, before and after the group has closed; after a reset, take a new one.
+
+        :param dtype: numpy's or its name, which gives a numpy array; or torch's, which gives a tensor.
+        """
+        self._enter("empty()")
+        return self._engine.empty((shape,) if isinstance(shape, int) else tuple(shape), dtype)
 
     def statistics(self) -> GroupStatistics:
         """Return what this member's group does and holds now."""
@@ -149,9 +162,7 @@ class Group:
 
         :param splits: rows of each rank, equal on every member; by default as torch.chunk cuts, then empty parts.
         """
-        return self._collective(
-            "reduce_scatter", lambda rank, size: ReduceScatter(rank, size, tensor, op, splits, out)
-        )
+        return self._collective("reduce_scatter", lambda rank, size: ReduceScatter(rank, size, tensor, op, splits, out))
 
     def allgather(self, tensor: Array, *, out: Array | None = None) -> Work[Array]:
         """Concatenate every member's tensor along dimension 0, in rank order; the lengths there may differ.
@@ -250,9 +261,7 @@ class Group:
             raise
         return engine.submit(place, operation, where)
 
-    async def _form_subgroup(
-        self, agreed: Work[Any], operation: Split, place: int, work: Work[Group | None]
-    ) -> None:
+    async def _form_subgroup(self, agreed: Work[Any], operation: Split, place: int, work: Work[Group | None]) -> None:
         engine = self._engine
         try:
             await agreed

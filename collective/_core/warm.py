@@ -6,6 +6,9 @@ import threading
 
 import numpy as np
 
+from collective._links.arena import arena
+from collective.abc import LARGE
+
 _SMALL = 64 << 10
 """Bytes below which the allocator's own reuse is as good."""
 
@@ -13,10 +16,13 @@ _SMALL = 64 << 10
 class Pool:
     """Arrays of bytes that nobody uses now, at most `limit` bytes of them.
 
+    :param shared: whether links of shared memory are about, which send what `arena` gives without copying it.
+
     Measured with streams of some 100 MiB on two cores: with fresh memory for each they ran at half the speed.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, shared: bool = False) -> None:
+        self.shared = shared
         self._limit = limit
         self._free: dict[int, list[np.ndarray]] = {}
         self._held = 0
@@ -51,6 +57,15 @@ class Pool:
                 del self._free[size]
         self._held += memory.nbytes
         self._free.setdefault(memory.nbytes, []).append(memory)
+
+    def arena(self, nbytes: int) -> np.ndarray | None:
+        """Return so many bytes that links of shared memory do not copy, and that no one gives back; None without."""
+        if not self.shared or nbytes <= LARGE:
+            return None
+        try:
+            return np.frombuffer(arena().allocate(nbytes).memory, np.uint8)
+        except MemoryError:  # its limit is reached: other memory does as well, and is copied
+            return None
 
     def lend(self, nbytes: int) -> np.ndarray:
         """Return so many bytes, which come back by themselves once nobody has a view of them any more."""

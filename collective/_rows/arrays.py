@@ -219,13 +219,18 @@ class ArrayStorage(Storage):
         return self._chunks[max(0, low) : high]
 
     def _memory(self, rows: int) -> _Chunk:
-        return _Chunk([self._pool.take(rows * width) for width in self._widths], rows, lent=False)
+        columns = []
+        for width in self._widths:
+            memory = self._pool.arena(rows * width)
+            columns.append(self._pool.take(rows * width) if memory is None else memory)
+        return _Chunk(columns, rows, lent=False)
 
     def _drop(self, chunk: _Chunk) -> None:
         self.held -= chunk.capacity * self._row_bytes
         if not chunk.lent:
             for column in chunk.columns:
-                self._pool.give(column)
+                if column.base is None:  # else it is the arena's, and may be read still
+                    self._pool.give(column)
 
 
 class ArrayLanding(Landing):

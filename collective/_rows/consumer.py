@@ -174,7 +174,9 @@ class Consumer:
             return
         inlet.connect(channel)
         channel.subscribe(
-            partial(self._hear_producer, inlet), partial(self._line_ended, inlet), self._fetcher.allocate
+            partial(self._hear_producer, inlet),
+            partial(self._line_ended, inlet),
+            None if channel.link.kind == "shm" else self._fetcher.allocate,  # there rows are read in place
         )
 
     def _hear_producer(self, inlet: Inlet, message: Message) -> None:

@@ -236,7 +236,7 @@ class Producer:
                 while outlet.wanted:
                     assert self._storage is not None
                     assert self._format is not None
-                    sent = await outlet.send(self._storage, self._format, channel)
+                    sent = await outlet.send(self._storage, self._format, channel, seat.epoch.streams.pool)
                     self._sent += sent  # not in one statement: other consumers' rows are counted during the await
                     self._moved.set()
         except LinkError as error:

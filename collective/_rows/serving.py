@@ -7,17 +7,19 @@ import pickle
 from collections import deque
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from collective._rows.setup import Line
+from collective.abc import LARGE
 
 if TYPE_CHECKING:
+    from collective._core.warm import Pool
     from collective._rows.formats import Format, Storage
     from collective._rows.ledger import Positions
     from collective.abc import Buffer, Channel
 
 _MESSAGE = 1 << 20
 """Bytes after which a message of rows takes up no more pieces."""
-_JOINED = 256 << 10
-"""Bytes up to which the pieces of a message are joined into one buffer."""
 
 
 class Outlet(Line):
@@ -34,7 +36,7 @@ class Outlet(Line):
         """Whether its user has come to the end."""
         self.done = positions
 
-    async def send(self, storage: Storage, form: Format, channel: Channel) -> int:
+    async def send(self, storage: Storage, form: Format, channel: Channel, pool: Pool) -> int:
         """Send the next pieces that it wants in one message, and release them; return how many rows that were."""
         spans: list[tuple[int, int]] = []
         parts: list[list[int]] = []
@@ -47,9 +49,15 @@ class Outlet(Line):
             parts.append(piece.parts)
             buffers += piece.buffers
             nbytes += sum(len(buffer) for buffer in piece.buffers)
-        joined = form.exact and len(buffers) > 1 and nbytes <= _JOINED
+        # Links of shared memory do not copy large buffers, and small ones cost as much as their bytes.
+        joined = form.exact and len(buffers) > 1 and min(map(len, buffers)) <= LARGE
         if joined:
-            buffers = [b"".join(buffers)]
+            memory = pool.arena(nbytes)
+            if memory is None:
+                buffers = [b"".join(buffers)]
+            else:
+                np.concatenate([np.frombuffer(buffer, np.uint8) for buffer in buffers], out=memory)
+                buffers = [memory.data]
         await channel.send(pickle.dumps(("rows", joined, parts), 5), buffers)
         for first, stop in spans:
             storage.release(first, stop)

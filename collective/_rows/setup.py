@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from collective._core.engine import Engine
     from collective._core.epoch import Epoch
-    from collective._core.streams import Key
+    from collective._core.row_streams import Key
     from collective._rows.ledger import Order, Positions, Tail
     from collective.abc import Channel
 

@@ -40,14 +40,19 @@ class Streams:
 
     :param post: post a message to another rank's streams.
     :param forget: close a channel.
+    :param shared: whether links of shared memory may be about.
     """
 
     def __init__(
-        self, post: Callable[[int, Key, tuple[Any, ...]], None], forget: Callable[[Channel], None]
+        self,
+        post: Callable[[int, Key, tuple[Any, ...]], None],
+        forget: Callable[[Channel], None],
+        *,
+        shared: bool = False,
     ) -> None:
         self._post = post
         self._forget = forget
-        self.pool = Pool(WARM)
+        self.pool = Pool(WARM, shared=shared)
         self._made: dict[tuple[str, str], int] = {}
         self._ends: dict[Key, StreamEnd] = {}
         self._early: dict[Key, list[Callable[[StreamEnd], None]]] = {}
