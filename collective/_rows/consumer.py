@@ -315,11 +315,8 @@ class Consumer:
         if self._fetcher.drained or self._parted or self.seat.fault is not None:
             return  # what waits here can still be given out
 
-        def tell() -> None:
-            member = self.seat.engine.members[inlet.rank]
-            self._refuse(Refusal("lost", (member.role, member.rank, str(error))))
-
-        self.seat.engine.loop.call_soon(tell)  # the group may know better in a moment
+        # The group may know better in a moment.
+        self.seat.engine.loop.call_soon(self._refuse, self.seat.lost(inlet.rank, error))
 
     def end(self) -> None:
         """The group's epoch has ended."""

@@ -336,11 +336,8 @@ class Producer:
                 self._part()
             return
 
-        def tell() -> None:
-            member = self.seat.engine.members[outlet.rank]
-            self._refuse(Refusal("lost", (member.role, member.rank, str(error))))
-
-        self.seat.engine.loop.call_soon(tell)  # the group may know better in a moment
+        # The group may know better in a moment.
+        self.seat.engine.loop.call_soon(self._refuse, self.seat.lost(outlet.rank, error))
 
     # What the registry of streams does.
 

@@ -85,10 +85,10 @@ class Seat:
         remedy = "make another stream on every member"
         return GroupBroken(self.group, "it was reset while a row stream was open", remedy)
 
-    def lost(self, rank: int, cause: str) -> PeerLost:
-        """Return the error of a member that is gone."""
+    def lost(self, rank: int, cause: Exception) -> Refusal:
+        """Return what all are told of a member that is gone."""
         member = self.engine.members[rank]
-        return PeerLost(member.role, member.rank, cause, doing=f"a row stream of group {self.group!r}")
+        return Refusal("lost", (member.role, member.rank, str(cause)))
 
 
 # How an error travels. Each of these makes anew, on any member, the error that a member met.
