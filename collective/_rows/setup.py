@@ -22,7 +22,7 @@ LAG = 0.02
 _TEXT = 4000
 ENOUGH = 8 << 20
 """Bytes that one member holds where no budget was passed and two rounds take less. More gains nothing: it is cold."""
-LITTLE = 256 << 10
+LITTLE = 1 << 20
 """Bytes that are not worth a message of their own while others are on their way."""
 
 
