@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         CollectiveError,
         CollectiveMismatch,
         CollectiveTimeout,
+        ConsumerLeft,
         GroupBroken,
         GroupClosed,
         GroupError,
@@ -24,11 +25,17 @@ if TYPE_CHECKING:
         LinkError,
         PeerLost,
         PortRefused,
+        ProducerFailed,
+        RowsLeftOver,
+        RowsMismatch,
+        RowStreamError,
+        StreamClosed,
         WouldBlock,
         WrongThread,
     )
     from collective.group import Batch, Group
-    from collective.types import GroupSpec, GroupStatistics, Member, ReduceOp
+    from collective.rows import RowBatch, RowStream
+    from collective.types import GroupSpec, GroupStatistics, Member, ReduceOp, RowState
     from collective.work import Work
 
 __all__ = [
@@ -37,6 +44,7 @@ __all__ = [
     "CollectiveError",
     "CollectiveMismatch",
     "CollectiveTimeout",
+    "ConsumerLeft",
     "Group",
     "GroupBroken",
     "GroupClosed",
@@ -50,7 +58,15 @@ __all__ = [
     "Member",
     "PeerLost",
     "PortRefused",
+    "ProducerFailed",
     "ReduceOp",
+    "RowBatch",
+    "RowState",
+    "RowStream",
+    "RowStreamError",
+    "RowsLeftOver",
+    "RowsMismatch",
+    "StreamClosed",
     "Work",
     "WouldBlock",
     "WrongThread",
@@ -58,12 +74,13 @@ __all__ = [
 
 _HOMES = {
     "collective.errors": (
-        "BackendError CollectiveError CollectiveMismatch CollectiveTimeout GroupBroken GroupClosed "
+        "BackendError CollectiveError CollectiveMismatch CollectiveTimeout ConsumerLeft GroupBroken GroupClosed "
         "GroupError HandshakeError LinkBroken LinkClosed LinkError PeerLost "
-        "PortRefused WouldBlock WrongThread"
+        "PortRefused ProducerFailed RowStreamError RowsLeftOver RowsMismatch StreamClosed WouldBlock WrongThread"
     ),
     "collective.group": "Batch Group",
-    "collective.types": "GroupSpec GroupStatistics Member ReduceOp",
+    "collective.rows": "RowBatch RowStream",
+    "collective.types": "GroupSpec GroupStatistics Member ReduceOp RowState",
     "collective.work": "Work",
 }
 

@@ -10,9 +10,10 @@ EXPORTS = {
         RemoteError RemoteTraceback Role Stream Streams from_thread
     """,
     "collective": """
-        BackendError Batch CollectiveError CollectiveMismatch CollectiveTimeout Group GroupBroken GroupClosed
-        GroupError GroupSpec GroupStatistics HandshakeError LinkBroken LinkClosed LinkError Member PeerLost
-        PortRefused ReduceOp Work WouldBlock WrongThread
+        BackendError Batch CollectiveError CollectiveMismatch CollectiveTimeout ConsumerLeft Group GroupBroken
+        GroupClosed GroupError GroupSpec GroupStatistics HandshakeError LinkBroken LinkClosed LinkError Member
+        PeerLost PortRefused ProducerFailed ReduceOp RowBatch RowState RowStream RowStreamError RowsLeftOver
+        RowsMismatch StreamClosed Work WouldBlock WrongThread
     """,
     "collective.testing": "CHECKS MIXES Case Check World check conformance_cases world",
     "scheduling": """

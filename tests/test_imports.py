@@ -28,7 +28,7 @@ LAYERS = {
         {"types", "errors"},
         {"abc"},
         {"tensors", "_torch_pickling", "reductions", "work", "scopes"},  # public, and below the private folders
-        {"_core", "_backends", "_links"},
+        {"_core", "_backends", "_links", "_rows"},
     ],
     "scheduling": [{"types", "errors"}, {"abc"}],
     "actors": [{"types", "errors"}, {"abc"}],
@@ -42,6 +42,7 @@ LIBRARIES = {
     "ray": ("*/_ray*.py",),
     "torch": ("collective/_backends/*.py", "collective/tensors.py", "collective/_torch*.py", "collective/testing/*.py"),
     "cupy": ("collective/_backends/*.py", "collective/tensors.py"),
+    "pyarrow": ("collective/_rows/arrow.py",),
 }
 """Each library that is kept at the edge, and the modules that are its edge."""
 
@@ -155,6 +156,7 @@ def test_rule(rule, room):
         (wrong_choosers, "actors/gang.py", "def f():\n    from actors._runtimes.inproc import InprocRuntime"),
         (wrong_libraries, "actors/gang.py", "def f():\n    import ray.util"),
         (wrong_libraries, "collective/group.py", "from torch import Tensor"),
+        (wrong_libraries, "collective/_rows/formats.py", "def f():\n    import pyarrow.ipc"),
         (wrong_libraries, "collective/group.py", "import importlib\nimportlib.import_module('cupy')"),
     ],
 )

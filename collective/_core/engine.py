@@ -459,6 +459,8 @@ class Engine:
                 epoch.mailbox.hear(src, rest[0], buffers)
         elif kind == "plane":
             epoch.plane.hear(src, rest[0])
+        elif kind == "stream":
+            epoch.streams.hear(src, rest[0], rest[1])
         elif kind == "break":
             self._take_break(epoch, rest[0])
         elif kind == "timeout":
@@ -469,6 +471,7 @@ class Engine:
         self._left[rank] = place if number == self.current.number else 0
         self._resets.fail(partial(self._peer_lost, rank, _LEFT))
         self._fail_left(self.current, rank)
+        self.current.streams.peer_left(rank)
 
     def _fail_left(self, epoch: Epoch, rank: int) -> None:
         """Fail what needs a member that has closed its group."""
@@ -477,12 +480,14 @@ class Engine:
         ):
             self._cut(epoch, self._left[rank], partial(self._peer_lost, rank, _LEFT))
 
-    def _take_data(self, src: int, ticket: tuple[int, int], channel: Channel) -> None:
-        number, place = ticket
-        if number == self.current.number and self.current.fault is None:
-            self.current.mailbox.take_data(src, place, channel)
+    def _take_data(self, src: int, ticket: tuple[int, Any], channel: Channel) -> None:
+        number, what = ticket
+        if number != self.current.number or self.current.fault is not None:
+            self.fabric.forget(channel)  # it was opened in an epoch that has ended
+        elif isinstance(what, int):
+            self.current.mailbox.take_data(src, what, channel)
         else:
-            self.fabric.forget(channel)  # it was pulled in an epoch that has ended
+            self.current.streams.take_channel(src, what, channel)
 
     def _flood(self, message: tuple[Any, ...], *, everyone: bool = False) -> None:
         ranks = range(self.size) if everyone else tree.neighbours(self.rank, self.size)

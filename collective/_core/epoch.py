@@ -10,6 +10,7 @@ from collective._core.agreement import Agreement
 from collective._core.cards import Cards
 from collective._core.mailbox import Mailbox
 from collective._core.pipeline import Pipeline
+from collective._core.row_streams import Streams
 from collective.abc import AnnouncingPlane, PlaneContext
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ class Epoch:
             tell=lambda rank, message, buffers: post(rank, ("mail", number, message), buffers),
             spawn=self.spawn,
             on_failure=partial(engine.on_transfer_failed, self),
+        )
+        self.streams = Streams(
+            lambda rank, key, message: post(rank, ("stream", number, key, message)),
+            engine.fabric.forget,
+            shared=engine.endpoint.address.shm is not None,
         )
         self.plane = make_plane(
             engine.backend,
@@ -142,6 +148,7 @@ class Epoch:
         for entry in pending.values():
             entry.fail(error())
         self.mailbox.end(error)
+        self.streams.end()
         for task in self.tasks:
             task.cancel()
         callbacks, self.on_end = self.on_end, []
