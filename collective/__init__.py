@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         WrongThread,
     )
     from collective.group import Batch, Group
+    from collective.layouts import Layout, Partial, Replicate, Shard
+    from collective.planning import Plan, plan
     from collective.types import GroupSpec, GroupStatistics, Member, ReduceOp
     from collective.work import Work
 
@@ -44,16 +46,22 @@ __all__ = [
     "GroupSpec",
     "GroupStatistics",
     "HandshakeError",
+    "Layout",
     "LinkBroken",
     "LinkClosed",
     "LinkError",
     "Member",
+    "Partial",
     "PeerLost",
+    "Plan",
     "PortRefused",
     "ReduceOp",
+    "Replicate",
+    "Shard",
     "Work",
     "WouldBlock",
     "WrongThread",
+    "plan",
 ]
 
 _HOMES = {
@@ -63,6 +71,8 @@ _HOMES = {
         "PortRefused WouldBlock WrongThread"
     ),
     "collective.group": "Batch Group",
+    "collective.layouts": "Layout Partial Replicate Shard",
+    "collective.planning": "Plan plan",
     "collective.types": "GroupSpec GroupStatistics Member ReduceOp",
     "collective.work": "Work",
 }

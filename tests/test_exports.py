@@ -11,8 +11,8 @@ EXPORTS = {
     """,
     "collective": """
         BackendError Batch CollectiveError CollectiveMismatch CollectiveTimeout Group GroupBroken GroupClosed
-        GroupError GroupSpec GroupStatistics HandshakeError LinkBroken LinkClosed LinkError Member PeerLost
-        PortRefused ReduceOp Work WouldBlock WrongThread
+        GroupError GroupSpec GroupStatistics HandshakeError Layout LinkBroken LinkClosed LinkError Member Partial
+        PeerLost Plan PortRefused ReduceOp Replicate Shard Work WouldBlock WrongThread plan
     """,
     "collective.testing": "CHECKS MIXES Case Check World check conformance_cases world",
     "scheduling": """
