@@ -109,6 +109,8 @@ class Cut:
     def check(self) -> None:
         """Raise ValueError where the splits of a level do not sum to what they cut."""
         lengths = {self.length}
+        if all(level.splits is None for level in self.levels):
+            return
         for level in self.levels:
             for length in lengths:
                 if level.splits is not None and sum(level.splits) != length:

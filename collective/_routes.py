@@ -239,7 +239,7 @@ class Router:
             order = tuple([rank for rank in (*mates[turn:], *mates[:turn]) if rank in lacking])
             middle = (start + stop) // 2
             if start == middle or ((stop - start) * self._itemsize < GRAIN and len(order) <= _CHAIN):
-                yield start, stop, order, 1
+                yield start, stop, order, 1 if len(order) <= _CHAIN else 2
             else:
                 yield start, middle, order, 2
                 yield middle, stop, order[::-1], 2

@@ -194,15 +194,20 @@ def plan(
     for name, layout in (("src", src), ("dst", dst)):
         if not isinstance(layout, Layout):
             raise TypeError(f"{name} is {layout!r}; a collective.Layout")
-    if src.shape != dst.shape:
-        raise ValueError(f"src has the global shape {src.shape} and dst {dst.shape}: {src!r} -> {dst!r}")
-    if dst.partial is not None:
-        raise ValueError(f"dst is {dst!r}: only a source can be Partial; make it Replicate or Shard")
+    check(src, dst)
     known = None if hosts is None or len(set(hosts)) == 1 else tuple(hosts)
     last = max(*src.ranks, *dst.ranks)
     if known is not None and len(known) <= last:
         raise ValueError(f"{len(known)} hosts are given, and the layouts have ranks up to {last}")
     return _plan(src, dst, itemsize, known, share)
+
+
+def check(src: Layout, dst: Layout, *, where: str = "") -> None:
+    """Raise ValueError where one layout cannot turn into the other; `where` names the tensor."""
+    if src.shape != dst.shape:
+        raise ValueError(f"src{where} has the global shape {src.shape} and dst{where} {dst.shape}: {src!r} -> {dst!r}")
+    if dst.partial is not None:
+        raise ValueError(f"dst{where} is {dst!r}: only a source can be Partial; make it Replicate or Shard")
 
 
 @lru_cache(maxsize=CACHED)

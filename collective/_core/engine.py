@@ -460,9 +460,11 @@ class Engine:
         ):
             self._cut(epoch, self._left[rank], partial(self._peer_lost, rank, _LEFT))
 
-    def _take_data(self, src: int, ticket: tuple[int, int], channel: Channel) -> None:
+    def _take_data(self, src: int, ticket: tuple[int, Any], channel: Channel) -> None:
         number, place = ticket
-        if number == self.current.number and self.current.fault is None:
+        if isinstance(place, tuple) and number == self.current.number:
+            self.current.flows.take(src, place[1], channel)
+        elif number == self.current.number and self.current.fault is None:
             self.current.mailbox.take_data(src, place, channel)
         else:
             self.fabric.forget(channel)  # it was pulled in an epoch that has ended

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from collective._backends import make_plane
 from collective._core.agreement import Agreement
+from collective._core.flows import Flows
 from collective._core.mailbox import Mailbox
 from collective._core.pipeline import Pipeline
 from collective.abc import PlaneContext
@@ -53,6 +54,12 @@ class Epoch:
             spawn=self.spawn,
             on_failure=partial(engine.on_transfer_failed, self),
         )
+        self.flows = Flows(
+            number,
+            fabric=engine.fabric,
+            spawn=self.spawn,
+            on_failure=partial(engine.on_transfer_failed, self),
+        )
         self.plane = make_plane(
             engine.backend,
             PlaneContext(
@@ -94,6 +101,7 @@ class Epoch:
         for entry in pending.values():
             entry.fail(error())
         self.mailbox.end(error)
+        self.flows.end()
         for task in self.tasks:
             task.cancel()
         callbacks, self.on_end = self.on_end, []

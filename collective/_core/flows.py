@@ -1,0 +1,112 @@
+"""Channels between pairs of members for the bytes of one operation at a place, opened by who sends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from typing import Any
+
+    from collective._core.fabric import Fabric
+    from collective.abc import Channel, Message
+
+
+DIALS = 64
+"""Links that a loop opens at a time: hundreds of members may be in it, and each has a few seconds to open one."""
+
+_dials: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+class Sink(Protocol):
+    """What takes the messages of one channel."""
+
+    def allocate(self, header: bytes, sizes: Sequence[int]) -> Sequence[memoryview] | None:
+        """Return memory for a large message that begins to come."""
+
+    def take(self, message: Message) -> bool:
+        """Take a message; return whether it was the last."""
+
+
+class Flows:
+    """One member's channels in one epoch. A channel that comes before its operation is issued here waits for that.
+
+    :param spawn: run a coroutine that ends with the epoch.
+    :param on_failure: called with (rank, error) where a transfer of bytes failed.
+    """
+
+    def __init__(
+        self,
+        epoch: int,
+        *,
+        fabric: Fabric,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        on_failure: Callable[[int, Exception], None],
+    ) -> None:
+        self._epoch = epoch
+        self._fabric = fabric
+        self.spawn = spawn
+        self.on_failure = on_failure
+        self._early: dict[tuple[int, int], Channel] = {}
+        self._sinks: dict[tuple[int, int], Sink] = {}
+        self._open: set[Channel] = set()
+        self._ended = False
+
+    async def open(self, dst: int, place: int) -> Channel:
+        """Open a channel to a member."""
+        async with _dialing():
+            channel = await self._fabric.open_data(dst, (self._epoch, ("flow", place)))
+        self._open.add(channel)
+        return channel
+
+    def close(self, channel: Channel) -> None:
+        """Close a channel; what was sent on it is still delivered."""
+        self._open.discard(channel)
+        self._fabric.forget(channel)
+
+    def expect(self, src: int, place: int, sink: Sink) -> None:
+        """Give what a member sends at a place to a sink."""
+        channel = self._early.pop((src, place), None)
+        if channel is None:
+            self._sinks[src, place] = sink
+        else:
+            self._join(src, channel, sink)
+
+    def take(self, src: int, place: int, channel: Channel) -> None:
+        """Take a channel that a member has opened."""
+        if self._ended:
+            self._fabric.forget(channel)
+            return
+        self._open.add(channel)
+        sink = self._sinks.pop((src, place), None)
+        if sink is None:
+            self._early[src, place] = channel
+        else:
+            self._join(src, channel, sink)
+
+    def end(self) -> None:
+        """Close every channel: nothing is written to anybody's memory any more."""
+        self._ended = True
+        for channel in self._open:
+            self._fabric.forget(channel)
+        self._open.clear()
+        self._early.clear()
+        self._sinks.clear()
+
+    def _join(self, src: int, channel: Channel, sink: Sink) -> None:
+        def on_message(message: Message) -> None:
+            if sink.take(message):
+                self.close(channel)
+
+        def on_end(error: Exception) -> None:
+            if channel in self._open:
+                self.close(channel)
+                self.on_failure(src, error)
+
+        channel.subscribe(on_message, on_end, sink.allocate)
+
+
+def _dialing() -> asyncio.Semaphore:
+    return _dials.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(DIALS))

@@ -1,0 +1,187 @@
+"""Repartition: tensors go from one layout to another, over links from rank to rank."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from collective import planning, reductions, tensors
+from collective._core import trees
+from collective._core.movement import Job, Movement
+from collective._core.offload import LONG
+from collective._core.operands import Spec, copies, describe
+from collective._core.operations import Disagreement, Operation
+from collective.layouts import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    from collective._core.agreement import Metas
+    from collective._core.flows import Flows
+    from collective.abc import DataPlane
+
+_MANY = 64
+"""Ranks from which on planning may take longer than the loop can wait."""
+_NAMED = 3
+"""Tensors of a structure whose layouts are written out where members disagree."""
+
+
+@dataclass
+class _Leaf:
+    """One tensor of the structure."""
+
+    path: trees.Path
+    src: Layout
+    dst: Layout
+    local: Any = None
+    spec: Spec | None = None
+    """What this rank holds of it, if anything."""
+    dtype: str = ""
+    result: np.ndarray | None = None
+
+
+class Repartition(Operation):
+    """Every rank of the destination gets its part of what the ranks of the source hold.
+
+    :param flows: the channels of the epoch, and the place there, over which it moves.
+    :param hosts: the host of each rank; None where all are on one.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        local: Any,
+        *,
+        src: Any,
+        dst: Any,
+        flows: Flows,
+        place: int,
+        hosts: Sequence[str] | None,
+    ) -> None:
+        super().__init__(rank, size)
+        self._flows = flows
+        self._place = place
+        self._hosts = hosts
+        self._structure = dst
+        self._leaves = _pair(src, dst, size)
+        self._take(local, src)
+        held = [leaf.spec for leaf in self._leaves if leaf.spec is not None]
+        self._kind, self._device = (held[0].kind, held[0].device) if held else ("", "")
+        if held:
+            names = tuple(None if leaf.spec is None else leaf.spec.dtype for leaf in self._leaves)
+            self.meta = (self._kind, self._device, names[0] if len(set(names)) == 1 else names)
+        if size >= _MANY:
+            self.stage_bytes = LONG + 1
+
+    def describe(self) -> str:
+        pairs = [f"{_after(trees.name(leaf.path))}{leaf.src!r} -> {leaf.dst!r}" for leaf in self._leaves]
+        if len(pairs) <= _NAMED:
+            return f"repartition({'; '.join(pairs)})"
+        digest = hashlib.blake2b("; ".join(pairs).encode(), digest_size=8).hexdigest()
+        return f"repartition({len(pairs)} tensors, {digest}: {'; '.join(pairs[:_NAMED])}; ...)"
+
+    def agree(self, metas: Metas) -> None:
+        assert metas is not None
+        known = {meta[2] for meta in metas if meta is not None}
+        if len(known) == 1 and isinstance(dtype := next(iter(known)), str):
+            for leaf in self._leaves:
+                leaf.dtype = dtype
+        else:
+            self._agree_on_each(metas)
+        if not self._kind and self._leaves:
+            self._kind, self._device = metas[self._leaves[0].src.ranks[0]][:2]
+
+    def _agree_on_each(self, metas: Sequence[Any]) -> None:
+        said = [_names(meta, len(self._leaves)) for meta in metas]
+        for number, leaf in enumerate(self._leaves):
+            leaf.dtype = said[leaf.src.ranks[0]][number]
+            if any(said[rank][number] != leaf.dtype for rank in leaf.src.ranks):
+                where = f"tensor{trees.name(leaf.path)}"
+                raise Disagreement([f"{where} is {names[number] or 'not held'}" for names in said])
+
+    def stage(self) -> None:
+        jobs = []
+        for leaf in self._leaves:
+            dtype = tensors.numpy_dtype(leaf.dtype)
+            plan = planning.plan(leaf.src, leaf.dst, itemsize=dtype.itemsize, hosts=self._hosts)
+            if leaf.dst.grid.cell_of(self.rank) is not None:
+                leaf.result = np.empty(leaf.dst.local_shape(self.rank), dtype)
+            source = None if leaf.local is None else tensors.to_host(leaf.local)
+            jobs.append(Job(plan.part(self.rank), source, leaf.result, leaf.src.partial))
+            leaf.local = None
+        self._jobs = jobs
+
+    def issue(self, plane: DataPlane) -> Awaitable[None] | None:
+        jobs, self._jobs = self._jobs, []
+        return Movement(self.rank, self._place, jobs, flows=self._flows).start()
+
+    @property
+    def long_finish(self) -> bool:
+        received = sum(leaf.result.nbytes for leaf in self._leaves if leaf.result is not None)
+        return not tensors.loaded(self._kind) or (self._device != "cpu" and received > LONG)
+
+    def finish(self) -> Any:
+        if all(leaf.result is None for leaf in self._leaves):
+            return None
+        results = {leaf.path: self._land(leaf) for leaf in self._leaves}
+        return trees.rebuild(self._structure, results.__getitem__)
+
+    def _land(self, leaf: _Leaf) -> Any:
+        result, leaf.result = leaf.result, None
+        if result is None:
+            return None
+        return tensors.from_host(result, self._kind, self._device, dtype=leaf.dtype)
+
+    def _take(self, local: Any, src: Any) -> None:
+        """Check what this rank holds against what its layouts say."""
+        given = trees.match(local, src, "local", "src")
+        for leaf in self._leaves:
+            array, where = given[leaf.path], f"local{trees.name(leaf.path)}"
+            if leaf.src.grid.cell_of(self.rank) is None:
+                if array is not None:
+                    raise ValueError(f"{where} was passed on rank {self.rank}, which is not in src, {leaf.src!r}")
+                continue
+            if array is None:
+                raise ValueError(f"{where} is None on rank {self.rank}, which is in src, {leaf.src!r}")
+            leaf.local = array
+            leaf.spec = spec = describe(array, where)
+            expected = leaf.src.local_shape(self.rank)
+            if spec.shape != expected:
+                raise ValueError(
+                    f"{where} has shape {spec.shape}, and the part of rank {self.rank} in src, {leaf.src!r}, {expected}"
+                )
+            if leaf.src.partial is not None:
+                reductions.check(leaf.src.partial, spec.dtype)
+            if spec.device != "cpu":
+                self.stage_bytes += copies(array, spec)
+
+
+def _pair(src: Any, dst: Any, size: int) -> list[_Leaf]:
+    """Return the tensors of two structures of layouts, which fit together and into a group of that size."""
+    targets = trees.match(dst, src, "dst", "src")
+    pairs = []
+    for path, source in trees.leaves(src):
+        target = targets[path]
+        for what, layout in ((f"src{trees.name(path)}", source), (f"dst{trees.name(path)}", target)):
+            if not isinstance(layout, Layout):
+                raise TypeError(f"{what} is {layout!r}; a collective.Layout, or a structure of them")
+            if max(layout.ranks) >= size:
+                raise ValueError(f"{what} is {layout!r}, and the group has ranks 0 to {size - 1}")
+        planning.check(source, target, where=trees.name(path))
+        pairs.append(_Leaf(path, source, target))
+    return pairs
+
+
+def _names(meta: Any, count: int) -> Sequence[str]:
+    if meta is None:
+        return ("",) * count
+    names = meta[2]
+    return (names,) * count if isinstance(names, str) else [each or "" for each in names]
+
+
+def _after(name: str) -> str:
+    return f"{name}: " if name else ""
