@@ -14,6 +14,7 @@ from benchmarks.report import describe_machine, render
 
 BENCHMARKS = {
     "collectives": "collectives between processes of one host, against torch's Gloo",
+    "repartition": "moving a sharded tensor from 4 ranks to 2, against gathering on one and broadcasting",
     "start": "what starting and stopping a gang of 6 costs, against plain Ray actors",
 }
 

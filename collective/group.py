@@ -177,7 +177,7 @@ class Group:
         """Be done when every member has called it."""
         return self._collective("barrier", Barrier)
 
-    def repartition(self, local: Any, src: Any, dst: Any) -> Work[Any]:
+    def repartition(self, local: Any, src: Any, dst: Any, *, share: bool = False) -> Work[Any]:
         """Turn a tensor that is laid out as `src` says into one that is laid out as `dst` says.
 
         Every member calls it with the same layouts. Those in `src` pass their part, the others None; those in `dst` get
@@ -186,6 +186,8 @@ class Group:
         :param local: this rank's part, or a structure of parts: dicts, lists and tuples, one in the other.
         :param src: its Layout; of a structure, a structure of Layouts like it.
         :param dst: the Layout that it shall have, likewise.
+        :param share: the ranks of a host that get the same elements get read-only views of one copy. torch has no
+            read-only tensors: there each gets a tensor of its own.
         """
         engine = self._engine
         place = engine.next_place
@@ -193,7 +195,7 @@ class Group:
         return self._collective(
             "repartition",
             lambda rank, size: Repartition(
-                rank, size, local, src=src, dst=dst, flows=engine.current.flows, place=place, hosts=hosts
+                rank, size, local, src=src, dst=dst, flows=engine.current.flows, place=place, hosts=hosts, share=share
             ),
         )
 

@@ -1,14 +1,16 @@
-"""Channels between pairs of members for the bytes of one operation at a place, opened by who sends."""
+"""Channels between pairs of members for the bytes of one operation at a place, opened by who sends.
+
+What else an operation needs channels for goes by (place, name).
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
-    from typing import Any
 
     from collective._core.fabric import Fabric
     from collective.abc import Channel, Message
@@ -49,12 +51,12 @@ class Flows:
         self._fabric = fabric
         self.spawn = spawn
         self.on_failure = on_failure
-        self._early: dict[tuple[int, int], Channel] = {}
-        self._sinks: dict[tuple[int, int], Sink] = {}
+        self._early: dict[tuple[int, Any], Channel] = {}
+        self._sinks: dict[tuple[int, Any], Sink] = {}
         self._open: set[Channel] = set()
         self._ended = False
 
-    async def open(self, dst: int, place: int) -> Channel:
+    async def open(self, dst: int, place: Any) -> Channel:
         """Open a channel to a member."""
         async with _dialing():
             channel = await self._fabric.open_data(dst, (self._epoch, ("flow", place)))
@@ -66,7 +68,7 @@ class Flows:
         self._open.discard(channel)
         self._fabric.forget(channel)
 
-    def expect(self, src: int, place: int, sink: Sink) -> None:
+    def expect(self, src: int, place: Any, sink: Sink) -> None:
         """Give what a member sends at a place to a sink."""
         channel = self._early.pop((src, place), None)
         if channel is None:
@@ -74,7 +76,7 @@ class Flows:
         else:
             self._join(src, channel, sink)
 
-    def take(self, src: int, place: int, channel: Channel) -> None:
+    def take(self, src: int, place: Any, channel: Channel) -> None:
         """Take a channel that a member has opened."""
         if self._ended:
             self._fabric.forget(channel)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from collective._core.movement import Job, Movement
 from collective._core.offload import LONG
 from collective._core.operands import Spec, copies, describe
 from collective._core.operations import Disagreement, Operation
+from collective._core.sharing import Shown, show
+from collective.errors import CollectiveError
 from collective.layouts import Layout
 
 if TYPE_CHECKING:
@@ -41,6 +45,8 @@ class _Leaf:
     """What this rank holds of it, if anything."""
     dtype: str = ""
     result: np.ndarray | None = None
+    mates: Sequence[int] = ()
+    """Where a host's ranks share one copy: those that want this rank's part. The first has it, and shows it."""
 
 
 class Repartition(Operation):
@@ -61,11 +67,13 @@ class Repartition(Operation):
         flows: Flows,
         place: int,
         hosts: Sequence[str] | None,
+        share: bool = False,
     ) -> None:
         super().__init__(rank, size)
         self._flows = flows
         self._place = place
         self._hosts = hosts
+        self._share = share
         self._structure = dst
         self._leaves = _pair(src, dst, size)
         self._take(local, src)
@@ -79,10 +87,11 @@ class Repartition(Operation):
 
     def describe(self) -> str:
         pairs = [f"{_after(trees.name(leaf.path))}{leaf.src!r} -> {leaf.dst!r}" for leaf in self._leaves]
+        shared = ", share=True" if self._share else ""
         if len(pairs) <= _NAMED:
-            return f"repartition({'; '.join(pairs)})"
+            return f"repartition({'; '.join(pairs)}{shared})"
         digest = hashlib.blake2b("; ".join(pairs).encode(), digest_size=8).hexdigest()
-        return f"repartition({len(pairs)} tensors, {digest}: {'; '.join(pairs[:_NAMED])}; ...)"
+        return f"repartition({len(pairs)} tensors, {digest}: {'; '.join(pairs[:_NAMED])}; ...{shared})"
 
     def agree(self, metas: Metas) -> None:
         assert metas is not None
@@ -107,8 +116,10 @@ class Repartition(Operation):
         jobs = []
         for leaf in self._leaves:
             dtype = tensors.numpy_dtype(leaf.dtype)
-            plan = planning.plan(leaf.src, leaf.dst, itemsize=dtype.itemsize, hosts=self._hosts)
-            if leaf.dst.grid.cell_of(self.rank) is not None:
+            plan = planning.plan(leaf.src, leaf.dst, itemsize=dtype.itemsize, hosts=self._hosts, share=self._share)
+            if self._share:
+                leaf.mates = plan.mates(self.rank)
+            if plan.takes(self.rank):
                 leaf.result = np.empty(leaf.dst.local_shape(self.rank), dtype)
             source = None if leaf.local is None else tensors.to_host(leaf.local)
             jobs.append(Job(plan.part(self.rank), source, leaf.result, leaf.src.partial))
@@ -117,12 +128,54 @@ class Repartition(Operation):
 
     def issue(self, plane: DataPlane) -> Awaitable[None] | None:
         jobs, self._jobs = self._jobs, []
-        return Movement(self.rank, self._place, jobs, flows=self._flows).start()
+        movement = Movement(self.rank, self._place, jobs, flows=self._flows)
+        if not any(len(leaf.mates) > 1 for leaf in self._leaves):
+            return movement.start()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._flows.spawn(self._move_and_show(movement, done))
+        return done
+
+    async def _move_and_show(self, movement: Movement, done: asyncio.Future[None]) -> None:
+        place = (self._place, "show")
+        shown: list[asyncio.Future[None]] = []
+        wanted: dict[int, list[int]] = {}
+        given: dict[int, list[int]] = {}
+        for number, leaf in enumerate(self._leaves):
+            if leaf.mates and leaf.mates[0] != self.rank:
+                wanted.setdefault(leaf.mates[0], []).append(number)
+            for mate in leaf.mates[1:] if leaf.result is not None else ():
+                given.setdefault(mate, []).append(number)
+        for taker, numbers in wanted.items():
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            shown.append(future)
+            dtypes = {number: tensors.numpy_dtype(self._leaves[number].dtype) for number in numbers}
+            self._flows.expect(taker, place, Shown(dtypes, partial(self._take_shown, future)))
+        try:
+            await movement.start()
+            await asyncio.gather(*(self._show(mate, numbers, place) for mate, numbers in given.items()))
+            await asyncio.gather(*shown)
+        except Exception as error:  # no memory, say: the others wait for this member
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    async def _show(self, mate: int, numbers: list[int], place: Any) -> None:
+        arrays = {number: result for number in numbers if (result := self._leaves[number].result) is not None}
+        try:
+            await show(arrays, mate, place, flows=self._flows)
+        except CollectiveError as error:
+            self._flows.on_failure(mate, error)
+
+    def _take_shown(self, future: asyncio.Future[None], arrays: dict[int, np.ndarray]) -> None:
+        for number, array in arrays.items():
+            self._leaves[number].result = array
+        future.set_result(None)
 
     @property
     def long_finish(self) -> bool:
+        copied = self._device != "cpu" or (self._share and self._kind != "numpy")
         received = sum(leaf.result.nbytes for leaf in self._leaves if leaf.result is not None)
-        return not tensors.loaded(self._kind) or (self._device != "cpu" and received > LONG)
+        return not tensors.loaded(self._kind) or (copied and received > LONG)
 
     def finish(self) -> Any:
         if all(leaf.result is None for leaf in self._leaves):
@@ -134,6 +187,9 @@ class Repartition(Operation):
         result, leaf.result = leaf.result, None
         if result is None:
             return None
+        if self._share:
+            result = result.view()
+            result.flags.writeable = False
         return tensors.from_host(result, self._kind, self._device, dtype=leaf.dtype)
 
     def _take(self, local: Any, src: Any) -> None:

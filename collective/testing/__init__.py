@@ -28,6 +28,7 @@ from collective.testing import (
     _outputs,
     _point_to_point,
     _reducing,
+    _repartitioning,
     _subgroups,
     _works,
 )
@@ -38,6 +39,7 @@ CHECKS = checks_of(
     [
         _reducing,
         _moving,
+        _repartitioning,
         _outputs,
         _aliasing,
         _point_to_point,
