@@ -124,7 +124,7 @@ def run(repeat: int) -> list[Comparison]:
     for process in processes:
         process.join()
     comparisons = []
-    for (what, nbytes), _ in received[0].items():
+    for what, nbytes in received[0]:
         ours, theirs = (
             [max(times) for times in zip(*(samples[what, nbytes][side] for samples in received), strict=True)]
             for side in (0, 1)

@@ -22,6 +22,7 @@ from collective.errors import (
     GroupBroken,
     GroupClosed,
     LinkBroken,
+    LinkClosed,
     PeerLost,
 )
 from collective.types import GroupStatistics
@@ -341,7 +342,11 @@ class Engine:
 
     def on_transfer_failed(self, epoch: Epoch, rank: int, error: Exception) -> None:
         """The bytes of a message to or from a rank did not come through."""
-        if epoch is self.current and epoch.fault is None:
+        if epoch is not self.current or epoch.fault is not None:
+            return
+        if isinstance(error, LinkClosed):
+            self.abandon()  # it is this member's own endpoint that has ended, and nobody else is lost
+        else:
             self.lose(rank, str(error))
 
     # ------------------------------------------------------------- timeouts

@@ -9,6 +9,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
+from collective.errors import CollectiveError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
@@ -36,7 +38,7 @@ class Flows:
     """One member's channels in one epoch. A channel that comes before its operation is issued here waits for that.
 
     :param spawn: run a coroutine that ends with the epoch.
-    :param on_failure: called with (rank, error) where a transfer of bytes failed.
+    :param on_failure: called with (rank, error) where a member cannot be reached.
     """
 
     def __init__(
@@ -50,16 +52,25 @@ class Flows:
         self._epoch = epoch
         self._fabric = fabric
         self.spawn = spawn
-        self.on_failure = on_failure
+        self._on_failure = on_failure
         self._early: dict[tuple[int, Any], Channel] = {}
         self._sinks: dict[tuple[int, Any], Sink] = {}
         self._open: set[Channel] = set()
         self._ended = False
 
     async def open(self, dst: int, place: Any) -> Channel:
-        """Open a channel to a member."""
+        """Open a channel to a member.
+
+        Raises:
+            CollectiveError: it cannot be reached; the group has been told. A channel that ends later means that the
+                member has ended the epoch, or the link, and either is told otherwise: nobody has to tell of it.
+        """
         async with _dialing():
-            channel = await self._fabric.open_data(dst, (self._epoch, ("flow", place)))
+            try:
+                channel = await self._fabric.open_data(dst, (self._epoch, ("flow", place)))
+            except CollectiveError as error:
+                self._on_failure(dst, error)
+                raise
         self._open.add(channel)
         return channel
 
@@ -74,7 +85,7 @@ class Flows:
         if channel is None:
             self._sinks[src, place] = sink
         else:
-            self._join(src, channel, sink)
+            self._join(channel, sink)
 
     def take(self, src: int, place: Any, channel: Channel) -> None:
         """Take a channel that a member has opened."""
@@ -86,7 +97,7 @@ class Flows:
         if sink is None:
             self._early[src, place] = channel
         else:
-            self._join(src, channel, sink)
+            self._join(channel, sink)
 
     def end(self) -> None:
         """Close every channel: nothing is written to anybody's memory any more."""
@@ -97,15 +108,13 @@ class Flows:
         self._early.clear()
         self._sinks.clear()
 
-    def _join(self, src: int, channel: Channel, sink: Sink) -> None:
+    def _join(self, channel: Channel, sink: Sink) -> None:
         def on_message(message: Message) -> None:
             if sink.take(message):
                 self.close(channel)
 
         def on_end(error: Exception) -> None:
-            if channel in self._open:
-                self.close(channel)
-                self.on_failure(src, error)
+            self.close(channel)  # see `open`
 
         channel.subscribe(on_message, on_end, sink.allocate)
 

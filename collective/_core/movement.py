@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -123,11 +124,11 @@ class Movement:
                 outgoing.setdefault(child, []).append(route)
         for child, routes in outgoing.items():
             edge = self._edges[child] = _Edge(child, routes)
-            self._do(self._serve(edge))
+            self._do(partial(self._serve, edge))
         for parent, routes in incoming.items():
             self._left += 1
             self._flows.expect(parent, self._place, _Inflow(self, routes, [self._in[route] for route in routes]))
-        self._do(self._compute())
+        self._do(self._compute)
         return self._done
 
     # ------------------------------------------------- what an inflow tells
@@ -185,13 +186,13 @@ class Movement:
 
     # -------------------------------------------------------------- movement
 
-    def _do(self, task: Coroutine[Any, Any, bool]) -> None:
+    def _do(self, task: Callable[[], Coroutine[Any, Any, bool]]) -> None:
         self._left += 1
         self._flows.spawn(self._guarded(task))
 
-    async def _guarded(self, task: Coroutine[Any, Any, bool]) -> None:
+    async def _guarded(self, task: Callable[[], Coroutine[Any, Any, bool]]) -> None:
         try:
-            ended = await task
+            ended = await task()
         except ExceptionGroup as errors:
             self.fail(errors.exceptions[0])
         except Exception as error:  # no memory, say: the others wait for this member
@@ -201,8 +202,8 @@ class Movement:
                 self.finished()
 
     async def _serve(self, edge: _Edge) -> bool:
-        """Send to one rank all that goes there; return False where it was lost."""
-        lost: Exception | None = None
+        """Send to one rank all that goes there; return False where it ended the epoch or was lost."""
+        ended = False
         try:
             async with asyncio.TaskGroup() as tasks:
                 channel = await self._flows.open(edge.child, self._place)
@@ -210,11 +211,10 @@ class Movement:
                 await self._feed(channel, edge)
                 await passing
                 self._flows.close(channel)
-        except* CollectiveError as errors:
-            lost = errors.exceptions[0]
-        if lost is not None:
-            self._flows.on_failure(edge.child, lost)
-        return lost is None
+                ended = True
+        except* CollectiveError:
+            pass  # see `Flows.open`
+        return ended
 
     async def _feed(self, channel: Channel, edge: _Edge) -> None:
         """Send what this rank takes out of its own memory: results of reductions at last, once there are any."""

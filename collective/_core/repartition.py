@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from functools import partial
@@ -161,10 +162,8 @@ class Repartition(Operation):
 
     async def _show(self, mate: int, numbers: list[int], place: Any) -> None:
         arrays = {number: result for number in numbers if (result := self._leaves[number].result) is not None}
-        try:
+        with contextlib.suppress(CollectiveError):  # see `Flows.open`
             await show(arrays, mate, place, flows=self._flows)
-        except CollectiveError as error:
-            self._flows.on_failure(mate, error)
 
     def _take_shown(self, future: asyncio.Future[None], arrays: dict[int, np.ndarray]) -> None:
         for number, array in arrays.items():

@@ -78,7 +78,7 @@ def spread(layout: Layout, seed: int = 0) -> tuple[dict[int, np.ndarray], np.nda
     for cell in layout.grid.cells:
         for number, ranks in enumerate(layout.grid.copies(cell)):
             for rank in ranks:
-                held[rank] = np.ascontiguousarray(layout.local(rank, values[number]))
+                held[rank] = layout.local(rank, values[number]).copy()
     whole = np.empty(layout.shape, np.int64)
     flat = [each.reshape(-1) for each in values]
     reduce_arrays(flat, layout.partial or ReduceOp.SUM, whole.reshape(-1))
