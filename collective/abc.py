@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
+import numpy as np
+
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
     from typing import Self
-
-    import numpy as np
 
     from collective.types import Address, Credential, LinkStatistics, ReduceOp
 
@@ -258,6 +259,13 @@ class DataPlane(ABC):
     def alltoall(self, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Awaitable[None]:
         """Move `sources[j]` of rank i to `targets[i]` of rank j; uint8, any sizes, the own part included."""
 
+    def empty(self, nbytes: int) -> np.ndarray:
+        """Return memory for inputs that this data plane need not copy, of any content; here, plain memory.
+
+        It stays the caller's when the data plane closes.
+        """
+        return np.empty(nbytes, np.uint8)
+
     @abstractmethod
     def abandon(self) -> None:
         """Drop what is pending, without waiting: `aclose` in bad times. Idempotent.
@@ -269,3 +277,15 @@ class DataPlane(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Free everything, once nothing is pending. Idempotent."""
+
+
+class AnnouncingPlane(DataPlane):
+    """A data plane through which the members agree as well, since that is faster there than by messages."""
+
+    @abstractmethod
+    def exchange(self, card: bytes, head: int, on_misfit: Callable[[], None]) -> asyncio.Future[list[bytes]]:
+        """Show a card to all, and return those of all members by rank; an operation in the order of the others.
+
+        The first `head` bytes of all cards should be equal. Where those of this member and of one that had come before
+        it are not, `on_misfit` is called on the loop, also while others have not come.
+        """

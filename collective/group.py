@@ -6,18 +6,16 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from collective._core.exchanges import AllToAll, Gather, Scatter
 from collective._core.operands import check_out, describe
 from collective._core.operations import (
     AllGather,
     AllReduce,
-    AllToAll,
     Barrier,
     Broadcast,
-    Gather,
     Operation,
     Reduce,
     ReduceScatter,
-    Scatter,
     Split,
     check_rank,
 )
@@ -99,6 +97,16 @@ class Group:
             roles = ", ".join(dict.fromkeys(member.role for member in members))
             raise ValueError(f"group {self.name!r} has no member of role {role!r}; its roles are {roles}")
         return found
+
+    def empty(self, shape: int | Sequence[int], dtype: Any) -> Array:
+        """Return a new array of any content, whose collectives skip a copy where the members share a host.
+
+        Otherwise it is an array like any other, before and after the group has closed; after a reset, take a new one.
+
+        :param dtype: numpy's or its name, which gives a numpy array; or torch's, which gives a tensor.
+        """
+        self._enter("empty()")
+        return self._engine.empty((shape,) if isinstance(shape, int) else tuple(shape), dtype)
 
     def statistics(self) -> GroupStatistics:
         """Return what this member's group does and holds now."""

@@ -56,6 +56,8 @@ def kind_of(x: object) -> str:
     Raises:
         TypeError: it is no array, or one that has no plain elements in memory.
     """
+    if type(x) is np.ndarray:
+        return "numpy"
     if isinstance(x, np.ndarray | np.generic):
         if isinstance(x, np.ma.MaskedArray):
             raise TypeError("a numpy masked array would lose its mask; pass x.filled(...), and the mask beside it")
@@ -97,6 +99,23 @@ def dtype_name(x: Array) -> str:
         TypeError: elements are references to objects, which mean nothing elsewhere.
     """
     dtype = x.dtype
+    known = _NAMES.get(dtype)
+    return known if known is not None else _name_of(dtype)
+
+
+def kind_and_dtype(dtype: Any) -> tuple[str, str]:
+    """Return the library that a dtype belongs to, and its name: torch's own, or whatever numpy takes for one.
+
+    Raises:
+        TypeError: it is none.
+    """
+    torch = _loaded("torch")
+    if torch is not None and isinstance(dtype, torch.dtype):
+        return "torch", _name_of(dtype)
+    return "numpy", _name_of(np.dtype(_EXTENSION_DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype))
+
+
+def _name_of(dtype: Any) -> str:
     if not isinstance(dtype, np.dtype):
         name = str(dtype).removeprefix("torch.")
         return name if name in _SHARED_DTYPES else f"torch:{name}"
@@ -136,6 +155,8 @@ def to_host(x: Array) -> np.ndarray:
     What lies in host memory is not copied, so its strides and its being read-only carry over; device memory is, after
     the current stream's earlier work.
     """
+    if type(x) is np.ndarray:
+        return x
     kind = kind_of(x)
     if kind == "numpy":
         return np.asarray(x)
@@ -207,6 +228,8 @@ def is_writable(x: Array) -> bool:
     """Whether each element of `x` may be given a value of its own: not read-only, nor sharing memory as in `expand`."""
     if isinstance(x, np.generic) or (isinstance(x, np.ndarray) and not x.flags.writeable):
         return False
+    if type(x) is np.ndarray and x.flags.c_contiguous:
+        return True
     strides = x.stride() if kind_of(x) == "torch" else x.strides
     return 0 in x.shape or not any(size > 1 and stride == 0 for size, stride in zip(x.shape, strides, strict=True))
 
@@ -217,6 +240,8 @@ def direct_target(x: Array) -> np.ndarray | None:
     None for what lies on a device, is read-only, is not C-contiguous or is negated or conjugated lazily: there, receive
     elsewhere and `fill`.
     """
+    if type(x) is np.ndarray:  # quickly, as for most
+        return x.reshape(-1) if x.flags.c_contiguous and x.flags.writeable else None
     if not is_writable(x) or device_of(x) != "cpu" or _is_lazy(x):
         return None
     host = to_host(x)
@@ -250,6 +275,8 @@ def may_overlap(a: Array, b: Array) -> bool:
     """Whether some byte may belong to both. Exact for host arrays but where finding out would take long."""
     if 0 in a.shape or 0 in b.shape:
         return False
+    if type(a) is np.ndarray and type(b) is np.ndarray and not np.may_share_memory(a, b):
+        return False  # quickly, as for most
     if device_of(a) != device_of(b):
         return False
     if device_of(a) == "cpu" and not _is_lazy(a) and not _is_lazy(b):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -31,10 +32,13 @@ class Work(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         future = self._future
-        if not future.done():
+        if not future.done() or _turn_is_long(future.get_loop()):
             self._waiters += 1
             try:
-                yield from _until_done(future)
+                if future.done():
+                    yield
+                else:
+                    yield from _until_done(future)
             except asyncio.CancelledError:
                 # As asyncio.shield does: a failure after that is nobody's to look at, unless it is awaited again.
                 future.add_done_callback(_look_at)
@@ -104,6 +108,20 @@ class Work(Generic[T]):
         if self._future.done():
             self._future = self._future.get_loop().create_future()
         self._future.cancel()
+
+
+def _turn_is_long(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether awaits of what was done already have kept the loop from its next turn for a millisecond."""
+    since = _turns.get(loop)
+    if since is None:
+        _turns[loop] = perf_counter()
+        loop.call_soon(_turns.pop, loop, None)
+        return False
+    return perf_counter() - since > 1e-3
+
+
+_turns: dict[asyncio.AbstractEventLoop, float] = {}
+"""When the first such await in this turn of a loop was."""
 
 
 def _until_done(future: asyncio.Future[Any]) -> Generator[Any, None, None]:

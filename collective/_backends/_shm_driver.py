@@ -14,8 +14,9 @@ import select
 import threading
 from collections import deque
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from collective._backends._shm_steps import POST
 from collective._backends._worker import Worker
 from collective._core.offload import LONG
 from collective.errors import BackendError
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
     from collective._backends._shm_segment import Segment
     from collective._backends._shm_steps import Steps
 
+T = TypeVar("T")
+
 INLINE: Final = LONG
 """Bytes that are copied and reduced on the loop, in one operation and in one turn."""
 _SPIN_ON_LOOP: Final = 50e-6
 _SPIN_ON_THREAD: Final = 20e-6
 """Seconds for which a wait spins, holding the GIL, before it sleeps."""
+_WAKING: Final = 100e-6
+"""Seconds that going to sleep and being woken may take."""
 _PROBE: Final = 64
 """Waits after which spinning is tried again where it did not pay."""
 
@@ -38,24 +43,27 @@ _PROBE: Final = 64
 class _Move:
     """An operation that is not done."""
 
-    __slots__ = ("begun", "done", "nbytes", "steps", "waits")
+    __slots__ = ("begun", "done", "nbytes", "result", "steps", "waits")
 
-    def __init__(self, steps: Steps, nbytes: int, done: asyncio.Future[None]) -> None:
+    def __init__(self, steps: Steps, nbytes: int, done: asyncio.Future[Any], result: Any) -> None:
         self.steps = steps
         self.nbytes = nbytes
         self.done = done
+        self.result = result
         self.begun = False
         self.waits = False
         """Whether its next step waits for the others to post."""
 
 
 class _Spin:
-    """How long to spin: halved by each that did not pay, restored by one that did, and probed now and then."""
+    """How long to spin: halved by each wait that was too long for it, restored by one that was not."""
 
-    def __init__(self, most: float) -> None:
+    def __init__(self, most: float, *, crowded: bool = False) -> None:
         self._most = most
+        self._crowded = crowded
         self._now = most
         self._waits = 0
+        self._since = 0.0
 
     def until(self, segment: Segment) -> bool:
         """Spin until all have come, or for so long; return whether they have."""
@@ -63,15 +71,22 @@ class _Spin:
             return True
         self._waits += 1
         budget = self._most if self._waits % _PROBE == 0 else self._now
+        self._since = perf_counter()
         if budget < 2e-6:
             return False
-        end = perf_counter() + budget
+        end = self._since + budget
         while perf_counter() < end:
             if segment.arrived:
                 self._now = self._most
                 return True
-        self._now /= 2
+            if self._crowded:
+                os.sched_yield()
         return False
+
+    def learn(self) -> None:
+        """Learn from how long the wait was for which this did not spin long enough: all have come now."""
+        short = perf_counter() - self._since < _WAKING + self._most
+        self._now = self._most if short else self._now / 2
 
 
 class Driver:
@@ -96,14 +111,15 @@ class Driver:
         self._worker: Worker | None = None
         # A peer in this process needs the GIL, and perhaps this very loop, to get here; one on this CPU needs the CPU.
         hopeless = (segment is not None and segment.shares_process()) or len(os.sched_getaffinity(0)) == 1
-        self._loop_spin = _Spin(0.0 if hopeless else _SPIN_ON_LOOP)
-        self._worker_spin = _Spin(0.0 if hopeless else _SPIN_ON_THREAD)
+        crowded = segment is not None and segment.size > len(os.sched_getaffinity(0))
+        self._loop_spin = _Spin(0.0 if hopeless else _SPIN_ON_LOOP, crowded=crowded)
+        self._worker_spin = _Spin(0.0 if hopeless else _SPIN_ON_THREAD, crowded=crowded)
 
-    def start(self, steps: Steps, nbytes: int) -> asyncio.Future[None]:
-        """Take an operation that copies and reduces so many bytes, after those before it."""
-        done: asyncio.Future[None] = self._loop.create_future()
+    def start(self, steps: Steps, nbytes: int, *, result: T | None = None) -> asyncio.Future[T]:
+        """Take an operation that copies and reduces so many bytes, after those before it; its end gives `result`."""
+        done: asyncio.Future[T] = self._loop.create_future()
         with self._lock:
-            self._moves.append(_Move(steps, nbytes, done))
+            self._moves.append(_Move(steps, nbytes, done, result))
             idle, self._driving = not self._driving, True
         if idle:
             self._drive_on_loop()
@@ -164,7 +180,7 @@ class Driver:
             except Exception as error:
                 move.done.set_exception(_failure(error))
                 return
-            move.done.set_result(None)
+            move.done.set_result(move.result)
             left -= move.nbytes
             with self._lock:
                 self._moves.popleft()
@@ -198,6 +214,8 @@ class Driver:
     def _awake(self) -> None:
         if self._segment is not None and not self._ended:
             self._segment.announce_awake()
+            if self._segment.arrived:
+                self._loop_spin.learn()
             # The bell may ring once more than it was waited for; there is one driver at a time.
             if self._driving and not self._on_worker and not self._resuming:
                 self._drive_on_loop()
@@ -216,12 +234,12 @@ class Driver:
                     if move.waits and not self._wait():
                         break
             except Exception as error:
-                self._tell(move.done, _failure(error))
+                self._tell(move.done, None, _failure(error))
                 return
             with self._lock:
                 if not self._ended:
                     self._moves.popleft()
-                    self._tell(move.done, None)
+                    self._tell(move.done, move.result, None)
             del move
 
     def _wait(self) -> bool:
@@ -235,6 +253,7 @@ class Driver:
         while not self._ended and segment.announce_sleep():
             poll.poll()
             segment.announce_awake()
+        self._worker_spin.learn()
         return not self._ended
 
     # ------------------------------------------------------------------- on either
@@ -247,15 +266,15 @@ class Driver:
             move.begun = True
             more = next(move.steps, None)
             move.waits = bool(more)
-            if more and self._segment is not None:
+            if more == POST and self._segment is not None:
                 self._segment.post()
             return more is not None
 
-    def _tell(self, done: asyncio.Future[None], error: Exception | None) -> None:
+    def _tell(self, done: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
         def complete() -> None:
             if not done.done():
                 if error is None:
-                    done.set_result(None)
+                    done.set_result(result)
                 else:
                     done.set_exception(error)
 
@@ -271,7 +290,7 @@ class Driver:
         if segment is not None:
             segment.close()
         if released is not None:
-            self._tell(released, None)
+            self._tell(released, None, None)
 
 
 def _failure(error: Exception) -> BackendError:

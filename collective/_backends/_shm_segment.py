@@ -1,22 +1,20 @@
 """The memory that the members of a group share, and the words in it by which they tell each other how far they are.
 
-A memfd holds a head and two slots for each member. A member writes its own words and slots and reads the others'. It
-is mapped by hand: Python's mmap keeps a descriptor of its own, which a forked child could not close, and a child that
-holds it keeps the memory. Publishing relies on the order in which x86 makes stores visible: data first, then the word
-that tells of it.
+A memfd holds a head and two slots for each member, and room for their blocks (`_shm_blocks`). A member writes its own
+words and slots and reads the others'. Publishing relies on the order in which x86 makes stores visible: data first,
+then the word that tells of it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import threading
-import weakref
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from collective._backends._shm_blocks import SPAN, Blocks, map_shared, unshare
 from collective._links import forks
 
 if TYPE_CHECKING:
@@ -28,13 +26,6 @@ _LINE: Final = 512
 _POSTED, _AWAITED, _PROCESS = 0, 16, 32
 """Words in a member's line: phases that it has posted; the phase that it sleeps for, or 0; its process id."""
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_PROT_READ_WRITE: Final = 1 | 2
-_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
 
 
 class Geometry:
@@ -54,6 +45,8 @@ class Geometry:
         self._slot = self._row + self.chunk + self._result
         self._head = _PAGE + _pages(size * _LINE)
         self.nbytes = self._head + 2 * size * self._slot
+        """Bytes of head and slots; the spans of the members' blocks come behind."""
+        self.file_bytes = self.nbytes + size * SPAN
 
     def line(self, rank: int) -> int:
         """Return where a member's words begin, in words."""
@@ -71,7 +64,7 @@ def create_memory(geometry: Geometry, nonce: bytes) -> int:
     """Return the descriptor of a new memory file with the nonce in it, whose size nobody can change any more."""
     fd = os.memfd_create("gangline-group", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(fd, geometry.nbytes)
+        os.ftruncate(fd, geometry.file_bytes)  # untouched pages take no memory
         os.pwrite(fd, nonce, 0)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
@@ -86,13 +79,13 @@ def is_genuine(fd: int, geometry: Geometry, nonce: bytes) -> bool:
         sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
     except OSError:  # no memory file
         return False
-    return sealed and os.fstat(fd).st_size == geometry.nbytes and os.pread(fd, len(nonce), 0) == nonce
+    return sealed and os.fstat(fd).st_size == geometry.file_bytes and os.pread(fd, len(nonce), 0) == nonce
 
 
 class Segment:
     """One member's view of the segment, and its part in telling and waiting.
 
-    :param memory: descriptor of the memory file; it is not kept.
+    :param memory: descriptor of the memory file; a copy of it is kept.
     :param bells: each member's eventfd, which the others write to wake it; owned by the segment from now on.
     """
 
@@ -102,8 +95,8 @@ class Segment:
         self.size = geometry.size
         self.bell = bells[rank]
         self._bells: list[int] = list(bells)
-        self._bytes = _map(memory, geometry.nbytes)
-        self._address = self._bytes.ctypes.data
+        self._address, self._bytes = map_shared(memory, 0, geometry.nbytes)
+        self.blocks = Blocks(os.dup(memory), start=geometry.nbytes, rank=rank, size=self.size)
         head = geometry.slot(0, 0)[0].start
         self._words = self._bytes.data[:head].cast("Q")
         lines = [geometry.line(other) for other in range(self.size)]
@@ -120,6 +113,8 @@ class Segment:
         self.rows = [[self._bytes[row].view(np.int64) for row, _, _ in each] for each in slots]
         self.chunks = [[self._bytes[chunk] for _, chunk, _ in each] for each in slots]
         self.results = [[self._bytes[result] for _, _, result in each] for each in slots]
+        self.shown = [[array.data for array in each] for each in self.chunks]
+        """The chunks again, as memoryviews, which are quicker for a few bytes."""
         forks.hold(self)
 
     @property
@@ -156,6 +151,10 @@ class Segment:
                 return False
         return True
 
+    def has_posted(self, rank: int) -> bool:
+        """Whether a member has posted the phase that this one posted last."""
+        return bool(self._words[self.geometry.line(rank) + _POSTED] >= self.phase)
+
     def announce_sleep(self) -> bool:
         """Say that this member sleeps until all have come; False where they just have. The bell rings when they do."""
         self._words[self._own + _AWAITED] = self.phase
@@ -183,17 +182,17 @@ class Segment:
         bells, self._bells = self._bells, []
         for bell in bells:
             os.close(bell)
+        self.blocks.close()
         self._words = memoryview(b"").cast("Q")
         self._bytes = np.empty(0, np.uint8)
-        self.rows, self.chunks, self.results = [], [], []
+        self.rows, self.chunks, self.results, self.shown = [], [], [], []
 
     def drop(self) -> None:
         """Let go in a forked child: private zeros take the memory's place, as arrays may still point there."""
         for bell in self._bells:
             os.close(bell)
         self._bells = []
-        flags = _MAP_PRIVATE | _MAP_FIXED | _MAP_ANONYMOUS
-        _libc.mmap(self._address, self.geometry.nbytes, _PROT_READ_WRITE, flags, -1, 0)
+        unshare(self._address, self.geometry.nbytes)
 
     def _pass_fence(self) -> None:
         # A store, then a load of what another member stores: without a full fence between them, both may miss the
@@ -212,15 +211,3 @@ class Segment:
 def _pages(nbytes: int) -> int:
     """Round up to whole pages."""
     return -(-nbytes // _PAGE) * _PAGE
-
-
-def _map(fd: int, nbytes: int) -> np.ndarray:
-    """Map a file; it is unmapped when the last array of it goes."""
-    address = _libc.mmap(None, nbytes, _PROT_READ_WRITE, _MAP_SHARED, fd, 0)
-    if address in (None, ctypes.c_void_p(-1).value):
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-    owner = (ctypes.c_uint8 * nbytes).from_address(address)
-    # Not at exit: a daemon thread may still be at work there.
-    weakref.finalize(owner, _libc.munmap, address, nbytes).atexit = False
-    return np.ctypeslib.as_array(owner)

@@ -1,12 +1,13 @@
 """The operations of the "shm" data plane, each as a generator of one member's steps.
 
-A step reads and writes memory and never waits. A generator yields True when this member has written its part of a phase
-into its slot: the phase is then posted, and the next step comes when all members have posted it. It yields False to
-let others in between two steps. So every phase is an exchange among all. Phases alternate between two slots: a member
-writes a slot again two phases later, after all have posted the phase between, hence after they have read this one.
+A step reads and writes memory and never waits. A generator yields POST when this member has written its part of a phase
+into its slot: the phase is then posted, and the next step comes when all members have posted it. It yields POSTED where
+it has posted the phase itself, and REST to let others in between two steps. So every phase is an exchange among all.
+Phases alternate between two slots: a member writes a slot again two phases later, after all have posted the phase
+between, hence after they have read this one.
 
-All members take the same number of phases for an operation, which follows from what they agreed on, or, in an alltoall,
-from the sizes that they show in its first phase.
+All members take the same number of phases for an operation, which follows from what they agreed on, and from what they
+show in its first phase: in an alltoall their sizes, else whose input lies in a block that all can read (`_Inputs`).
 """
 
 from __future__ import annotations
@@ -20,16 +21,53 @@ from collective.reductions import reduce_arrays
 from collective.types import ReduceOp
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from collective._backends._shm_segment import Segment
 
-Steps: TypeAlias = "Generator[bool, None, None]"
+Steps: TypeAlias = "Generator[int, None, None]"
+REST, POST, POSTED = range(3)
 
 SHORT: Final = 16 << 10
 """Bytes up to which every member reduces the whole, in one phase."""
 _PIECE: Final = 1 << 20
 """Bytes that a member works on in one step by itself."""
+
+
+class _Inputs:
+    """Where the inputs of an operation lie: in their members' blocks, or where they have to be copied from to be seen.
+
+    `shown` is set after the first phase, into which each member writes where its own lies.
+    """
+
+    def __init__(self, segment: Segment, own: np.ndarray | None, sizes: Sequence[int]) -> None:
+        """Say where this member's input lies, if it has one; the members' inputs have so many bytes."""
+        self._segment = segment
+        self._sizes = sizes
+        offset = None if own is None else segment.blocks.offset_of(own)
+        self.in_place = offset is not None
+        """Whether this member's input need not be copied."""
+        segment.rows[segment.rank][segment.writing][0] = -1 if offset is None else offset
+        self.blocks: dict[int, np.ndarray] = {}
+        """The inputs that can be read in place, this member's own aside, by rank; from the first phase on."""
+        self.all_in_place = False
+        self._looked = False
+
+    def look(self) -> None:
+        """After the first phase, see where the others' lie."""
+        if not self._looked:
+            self._looked = True
+            segment = self._segment
+            for other in segment.others:
+                offset = int(segment.rows[other][segment.reading][0])
+                if offset >= 0:
+                    self.blocks[other] = segment.blocks.view(other, offset, self._sizes[other])
+            self.all_in_place = self.in_place and len(self.blocks) == len(segment.others)
+
+    @property
+    def lent(self) -> bool:
+        """Whether some member's input is read in place, so that all must wait until all have read."""
+        return self._looked and (self.in_place or bool(self.blocks))
 
 
 def nothing() -> Steps:
@@ -42,7 +80,7 @@ def copy_alone(target: np.ndarray, source: np.ndarray) -> Steps:
     step = max(1, _PIECE // target.itemsize)
     for start in range(0, target.size, step):
         target[start : start + step] = source[start : start + step]
-        yield False
+        yield REST
 
 
 def reduce_alone(source: np.ndarray, target: np.ndarray, op: ReduceOp) -> Steps:
@@ -50,34 +88,68 @@ def reduce_alone(source: np.ndarray, target: np.ndarray, op: ReduceOp) -> Steps:
     step = max(1, _PIECE // target.itemsize)
     for start in range(0, target.size, step):
         reduce_arrays([source[start : start + step]], op, target[start : start + step])
-        yield False
+        yield REST
+
+
+def exchange(
+    segment: Segment, card: bytes, cards: list[bytes], head: int, on_misfit: Callable[[], object]
+) -> Steps:
+    """Fill `cards` with those of all members; on one whose head is not that of a card that came before, call back."""
+    rank, size = segment.rank, len(card) + 4
+    cards[rank] = card
+    if size <= segment.geometry.chunk:
+        segment.shown[rank][segment.writing][:size] = len(card).to_bytes(4, "little") + card
+    else:
+        raise ValueError(f"what a collective announces takes {len(card)} bytes, beyond {segment.geometry.chunk - 4}")
+    segment.post()
+    which = segment.reading
+    for other in segment.others:
+        if segment.has_posted(other) and segment.shown[other][which][4 : 4 + head] != card[:head]:
+            on_misfit()
+    yield POSTED
+    for other in segment.others:
+        shown = segment.shown[other][which]
+        cards[other] = bytes(shown[4 : 4 + int.from_bytes(shown[:4], "little")])
 
 
 def broadcast(segment: Segment, array: np.ndarray, root: int) -> Steps:
     """Show the root's bytes, chunk by chunk."""
-    for start in range(0, array.size, segment.geometry.chunk):
-        part = array[start : start + segment.geometry.chunk]
-        if segment.rank == root:
+    rank, chunk = segment.rank, segment.geometry.chunk
+    inputs = _Inputs(segment, array if rank == root else None, [array.size] * segment.size)
+    for start in range(0, array.size, chunk):
+        part = array[start : start + chunk]
+        if rank == root and not inputs.in_place:
             segment.chunks[root][segment.writing][: part.size] = part
-        yield True
-        if segment.rank != root:
-            part[:] = segment.chunks[root][segment.reading][: part.size]
+        yield REST if root in inputs.blocks or (rank == root and inputs.in_place and start) else POST
+        inputs.look()
+        if rank != root:
+            shown = inputs.blocks[root][start:] if root in inputs.blocks else segment.chunks[root][segment.reading]
+            part[:] = shown[: part.size]
+    if inputs.lent:
+        yield POST
 
 
 def allgather(segment: Segment, source: np.ndarray, target: np.ndarray, counts: Sequence[int]) -> Steps:
     """Show every member's bytes, chunk by chunk."""
     chunk, rank = segment.geometry.chunk, segment.rank
+    inputs = _Inputs(segment, source, counts)
     places = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
     for start in range(0, max(counts), chunk):
         part = source[start : start + chunk]
-        segment.chunks[rank][segment.writing][: part.size] = part
+        if not inputs.in_place:
+            segment.chunks[rank][segment.writing][: part.size] = part
         target[places[rank] + start : places[rank] + start + part.size] = part
-        yield True
+        yield REST if inputs.all_in_place else POST
+        inputs.look()
         for other in segment.others:
             size = min(chunk, counts[other] - start)
             if size > 0:
                 place = places[other] + start
-                target[place : place + size] = segment.chunks[other][segment.reading][:size]
+                block = inputs.blocks.get(other)
+                shown = segment.chunks[other][segment.reading] if block is None else block[start:]
+                target[place : place + size] = shown[:size]
+    if inputs.lent:
+        yield POST
 
 
 def reduce(segment: Segment, source: np.ndarray, target: np.ndarray | None, op: ReduceOp, *, to_all: bool) -> Steps:
@@ -94,7 +166,7 @@ def _reduce_whole(segment: Segment, source: np.ndarray, target: np.ndarray | Non
     if not source.size:
         return
     segment.chunks[segment.rank][segment.writing][: source.nbytes] = source.view(np.uint8)
-    yield True
+    yield POST
     if target is not None:
         which = segment.reading
         parts = [chunks[which][: source.nbytes].view(source.dtype) for chunks in segment.chunks]
@@ -105,15 +177,18 @@ def _reduce_in_shards(segment: Segment, source: np.ndarray, target: np.ndarray |
     """Each member reduces its shard of each chunk, and shows it in the next phase, beside its part of the next one."""
     rank, size, itemsize = segment.rank, segment.size, source.itemsize
     length = segment.geometry.chunk // itemsize
+    inputs = _Inputs(segment, source, [source.nbytes] * size)
     before: np.ndarray | None = None
     for start in (*range(0, source.size, length), None):
         part = source[:0] if start is None else source[start : start + length]
         shard = -(-part.size // size)
         first, last = min(part.size, rank * shard), min(part.size, rank * shard + shard)
-        shown = segment.chunks[rank][segment.writing].view(part.dtype)
-        shown[:first] = part[:first]  # all but the shard that no one else reads
-        shown[last : part.size] = part[last:]
-        yield True
+        if not inputs.in_place:
+            shown = segment.chunks[rank][segment.writing].view(part.dtype)
+            shown[:first] = part[:first]  # all but the shard that no one else reads
+            shown[last : part.size] = part[last:]
+        yield POST  # after the last one, all have read what they need of all inputs
+        inputs.look()
         which = segment.reading
         if before is not None:
             old = -(-before.size // size)
@@ -121,7 +196,13 @@ def _reduce_in_shards(segment: Segment, source: np.ndarray, target: np.ndarray |
                 piece = before[other * old : other * old + old]
                 piece[:] = segment.results[other][which][: piece.nbytes].view(piece.dtype)
         if last > first:
-            parts = [chunks[which][first * itemsize : last * itemsize].view(part.dtype) for chunks in segment.chunks]
+            assert start is not None, "the last phase has no part"
+            parts = []
+            for other in range(size):
+                block = inputs.blocks.get(other)
+                begin = first * itemsize if block is None else (start + first) * itemsize
+                shown_bytes = segment.chunks[other][which] if block is None else block
+                parts.append(shown_bytes[begin : begin + (last - first) * itemsize].view(part.dtype))
             parts[rank] = part[first:last]
             mine = segment.results[rank][1 - which][: (last - first) * itemsize].view(part.dtype)
             reduce_arrays(parts, op, mine)
@@ -137,24 +218,29 @@ def reduce_scatter(
     """Show each of the other members a piece of its part at a time."""
     rank, size, itemsize = segment.rank, segment.size, source.itemsize
     length = segment.geometry.chunk // (size - 1) // itemsize
+    inputs = _Inputs(segment, source, [source.nbytes] * size)
     places = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
     for start in range(0, max(counts), length):
         shown = segment.chunks[rank][segment.writing].view(source.dtype)
-        for other in segment.others:
+        for other in () if inputs.in_place else segment.others:
             place = length * (other - (other > rank))
             count = min(length, counts[other] - start)
             if count > 0:
                 shown[place : place + count] = source[places[other] + start : places[other] + start + count]
-        yield True
+        yield REST if inputs.all_in_place else POST
+        inputs.look()
         count = min(length, counts[rank] - start)
         if count > 0:
             parts = []
             for other in range(size):
-                place = length * (rank - (rank > other)) * itemsize
-                chunk = segment.chunks[other][segment.reading]
-                parts.append(chunk[place : place + count * itemsize].view(source.dtype))
+                block = inputs.blocks.get(other)
+                place = length * (rank - (rank > other)) if block is None else places[rank] + start
+                chunk = segment.chunks[other][segment.reading] if block is None else block
+                parts.append(chunk[place * itemsize : (place + count) * itemsize].view(source.dtype))
             parts[rank] = source[places[rank] + start : places[rank] + start + count]
             reduce_arrays(parts, op, target[start : start + count])
+    if inputs.lent:
+        yield POST
 
 
 def alltoall(segment: Segment, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Steps:
@@ -168,7 +254,7 @@ def alltoall(segment: Segment, sources: Sequence[np.ndarray], targets: Sequence[
         shown = segment.chunks[rank][segment.writing]
         for other in segment.others:
             _copy_window(sources[other], begins[other], shown, start, chunk, into=True)
-        yield True
+        yield POST
         if start == 0:
             rows = [row[segment.reading].tolist() for row in segment.rows]
             longest = max(sum(row) - row[other] for other, row in enumerate(rows))

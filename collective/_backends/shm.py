@@ -14,16 +14,17 @@ from __future__ import annotations
 import asyncio
 import platform
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from collective._backends import _shm_steps as steps
 from collective._backends._shm_driver import Driver
 from collective._backends._shm_meeting import Meeting
-from collective.abc import DataPlane
+from collective.abc import AnnouncingPlane
 from collective.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collective.types import ReduceOp
 
 
-class ShmPlane(DataPlane):
+class ShmPlane(AnnouncingPlane):
     """The data plane called "shm"; see the module."""
 
     name: ClassVar[str] = "shm"
@@ -70,6 +71,18 @@ class ShmPlane(DataPlane):
 
     def hear(self, rank: int, message: bytes) -> None:
         self._meeting.hear(message)
+
+    def empty(self, nbytes: int) -> np.ndarray:
+        segment = self._segment
+        return super().empty(nbytes) if segment is None or not nbytes else segment.blocks.take(nbytes)
+
+    def exchange(self, card: bytes, head: int, on_misfit: Callable[[], None]) -> asyncio.Future[list[bytes]]:
+        driver, segment = self._opened()
+        if segment is None:
+            return driver.start(steps.nothing(), 0, result=[card])
+        loop, cards = asyncio.get_running_loop(), [b""] * segment.size
+        shown = steps.exchange(segment, card, cards, head, partial(loop.call_soon_threadsafe, on_misfit))
+        return driver.start(shown, len(card), result=cards)
 
     def broadcast(self, array: np.ndarray, root: int) -> asyncio.Future[None]:
         driver, segment = self._opened()

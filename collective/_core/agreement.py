@@ -7,6 +7,7 @@ order, so that every member learns its verdicts in order too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Metas: TypeAlias = "list[Any] | None"
+Briefs: TypeAlias = "list[bytes | None] | None"
 Calls: TypeAlias = "list[tuple[list[int], str]]"
 
 GRACE = 1.0
@@ -55,7 +57,8 @@ class Agreement:
 
     :param post: post a message to another rank.
     :param on_agreed: called in the order of places, with every rank's meta where the operation has any.
-    :param on_mismatch: called at most once, with what each member called; nothing is agreed afterwards.
+    :param on_mismatch: called with a place and what each member called there; nothing is agreed from that place on.
+        What comes before it still is, or is refused in its turn.
     """
 
     def __init__(
@@ -78,19 +81,20 @@ class Agreement:
         self._children = tree.children(rank, size)
         self._whole = tree.subtree_size(rank, size)
         self._places: dict[int, _Place] = {}
-        self._ended = False
+        self._limit: float = math.inf
+        """The first place that was refused."""
 
     def announce(self, place: int, record: Record, meta: Any = None) -> None:
         """Say what this member called at a place; `meta` goes to every member unless it is None."""
-        if not self._ended:
+        if place < self._limit:
             metas = {} if meta is None else {self._rank: meta}
             self._merge(place, [(record, [self._rank])], metas, 1)
 
     def hear(self, message: tuple[Any, ...]) -> None:
         """Take an ("up" | "verdict", ...) message of another member's agreement."""
-        if self._ended:
-            return
         kind, place = message[0], message[1]
+        if place >= self._limit:
+            return
         if kind == "up":
             _, _, said, metas, heard = message
             self._merge(place, said, metas, heard)
@@ -100,11 +104,7 @@ class Agreement:
 
     def end(self) -> None:
         """Agree on nothing any more."""
-        self._ended = True
-        for state in self._places.values():
-            if state.grace is not None:
-                state.grace.cancel()
-        self._places.clear()
+        self._end_from(0)
 
     def _merge(self, place: int, said: list[tuple[Record, list[int]]], metas: dict[int, Any], heard: int) -> None:
         state = self._places.get(place)
@@ -148,5 +148,12 @@ class Agreement:
             self._places.pop(place, None)
             self._on_agreed(place, content)
         else:
-            self.end()
+            self._end_from(place)
             self._on_mismatch(place, content)
+
+    def _end_from(self, limit: int) -> None:
+        self._limit = limit
+        for place in [place for place in self._places if place >= limit]:
+            grace = self._places.pop(place).grace
+            if grace is not None:
+                grace.cancel()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from collective import scopes
+from collective import scopes, tensors
 from collective._core import rollcall, tree
-from collective._core.agreement import Calls, Metas, Record
+from collective._core.agreement import Briefs, Calls, Metas, Record
+from collective._core.cards import Cards
 from collective._core.epoch import Epoch
 from collective._core.fabric import Fabric
 from collective._core.operations import Disagreement, Operation
@@ -169,34 +171,40 @@ class Engine:
 
     def announce_failed(self, place: int, name: str, error: Exception, where: str) -> None:
         """Let the others learn that this member's call at a place failed its own checks."""
-        if self.size == 1 or self.current.fault is not None:
+        epoch = self.current
+        if self.size == 1 or epoch.refuses(place):
             return
         what = f"{name}, which failed with {type(error).__name__}: {error}"
-        self.current.agreement.announce(place, Record(f"failed on {self.rank}".encode(), what, where, True))
+        epoch.agreement.announce(place, Record(f"failed on {self.rank}".encode(), what, where, True))
 
     def submit(self, place: int, operation: Operation, where: str) -> Work[Any]:
         """Announce a collective at a place and return its completion."""
         epoch = self.current
         record = operation.record(where)
         work: Work[Any] = Work(f"{record.what} at {where}")
-        if epoch.fault is not None:
+        if epoch.refuses(place):
             work._fail(self._fault_at(epoch, place))
             return work
         pending = Pending(place, operation, work)
         epoch.pending[place] = pending
-        scopes.note(work, self)
-        if self.size > 1:
-            pending.timer = self.loop.call_later(self.timeout, self._overdue, epoch, pending)
         for rank in list(self._left):
             self._fail_left(epoch, rank)
-        epoch.agreement.announce(place, record, operation.meta)
+        if isinstance(epoch.agreement, Cards):
+            epoch.agreement.announce(place, record, operation.meta, operation.brief())
+        else:
+            epoch.agreement.announce(place, record, operation.meta)
+        if not work.done():
+            scopes.note(work, self)
+            if not pending.agreed:
+                pending.timer = self.loop.call_later(self.timeout, self._overdue, epoch, pending)
         return work
 
-    def on_agreed(self, epoch: Epoch, place: int, metas: Metas) -> None:
+    def on_agreed(self, epoch: Epoch, place: int, metas: Metas, briefs: Briefs = None) -> None:
         """All members agreed on a place."""
         pending = epoch.pending.get(place)
         if pending is None:
             return
+        pending.agreed = True
         if pending.timer is not None:
             pending.timer.cancel()
         try:
@@ -205,7 +213,10 @@ class Engine:
             what = pending.operation.describe()
             self.on_mismatch(epoch, place, [([rank], f"{what}: {said}") for rank, said in enumerate(error.said)])
             return
-        epoch.pipeline.add(pending)
+        if briefs is not None and pending.operation.is_settled_by(briefs):
+            epoch.pipeline.settle(pending, briefs)
+        else:
+            epoch.pipeline.add(pending)
 
     # ------------------------------------------------------- sends and receives
 
@@ -228,6 +239,13 @@ class Engine:
             self._fail_left(epoch, src)
         return work
 
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return a new array in memory of the data plane."""
+        kind, name = tensors.kind_and_dtype(dtype)
+        host_dtype = tensors.numpy_dtype(name)
+        memory = self.current.plane.empty(math.prod(shape) * host_dtype.itemsize)
+        return tensors.from_host(memory.view(host_dtype).reshape(shape), kind, dtype=name)
+
     def statistics(self) -> GroupStatistics:
         """Return what the group does and holds now."""
         epoch = self.current
@@ -248,7 +266,7 @@ class Engine:
 
     def break_everywhere(self, reason: str) -> None:
         """Break the group on every member, until all reset it."""
-        if not self.closed and self.current.fault is None:
+        if not self.closed and not self.current.broken:
             self._take_break(self.current, reason)
 
     def lose(self, rank: int, cause: str) -> None:
@@ -302,30 +320,31 @@ class Engine:
             self.current.on_end.append(callback)
 
     def _fault_at(self, epoch: Epoch, place: int) -> Exception:
-        if epoch.mismatch is not None and epoch.mismatch[0] == place:
-            return CollectiveMismatch(self.name, *epoch.mismatch)
+        if place in epoch.mismatches:
+            return CollectiveMismatch(self.name, place, epoch.mismatches[place])
         assert epoch.fault is not None
         return epoch.fault()
 
     def on_mismatch(self, epoch: Epoch, place: int, calls: Calls) -> None:
         """The members called different things at a place."""
-        epoch.mismatch = (place, calls)
+        epoch.mismatches[place] = calls
         entry = epoch.pending.pop(place, None)
         if entry is not None:
             entry.fail(CollectiveMismatch(self.name, place, calls))
         self._cut(epoch, place, lambda: GroupBroken(self.name, f"its members disagreed at place {place}"))
 
     def _cut(self, epoch: Epoch, place: int, error: Callable[[], Exception]) -> None:
-        """Break an epoch from a place on: what all members have called before it still completes, on each of them."""
-        epoch.fault = error
-        why = str(error())
+        """Break an epoch from a place on: what comes before it still completes, once all members have called it."""
+        epoch.cut(place, error)
         for entry in epoch.take_from(place):
             entry.fail(error())
         epoch.mailbox.end(error)
-        if epoch.pending:
-            epoch.on_drained = lambda: self._break(epoch, error, why)
-        else:
-            self._break(epoch, error, why)
+        self.on_drained(epoch)
+
+    def on_drained(self, epoch: Epoch) -> None:
+        """Nothing is pending: an epoch that was cut ends where nothing can come before the cut any more."""
+        if epoch.drained and epoch.fault is not None:
+            self._break(epoch, epoch.fault, str(epoch.fault()))
 
     def on_library_failed(self, epoch: Epoch, pending: Pending, error: BaseException) -> None:
         """Break the group for an error below, unless the loss of a peer explains it within a moment."""
@@ -388,12 +407,9 @@ class Engine:
 
     def end_epoch(self, why: str) -> None:
         """End the current epoch, on every member where it was not broken; raise PeerLost where no other can follow."""
-        epoch = self.current
-        if epoch.fault is None:
-            self._take_break(epoch, why)
+        if not self.current.broken:
+            self._take_break(self.current, why)
         self.raise_lost()
-        if epoch.on_drained is not None:
-            self._break(epoch, lambda: GroupBroken(self.name, why), why)
 
     def start_epoch(self) -> None:
         """Go on to the next epoch, which is yet to be opened."""
@@ -441,10 +457,11 @@ class Engine:
             return
         elif kind == "agree":
             epoch.agreement.hear(rest[0])  # which has ended where nothing can be agreed any more
-        elif epoch.fault is not None:
+        elif epoch.broken:
             return
         elif kind == "mail":
-            epoch.mailbox.hear(src, rest[0], buffers)
+            if epoch.fault is None:
+                epoch.mailbox.hear(src, rest[0], buffers)
         elif kind == "plane":
             epoch.plane.hear(src, rest[0])
         elif kind == "break":

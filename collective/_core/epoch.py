@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from collective._backends import make_plane
 from collective._core.agreement import Agreement
+from collective._core.cards import Cards
 from collective._core.flows import Flows
 from collective._core.mailbox import Mailbox
 from collective._core.pipeline import Pipeline
-from collective.abc import PlaneContext
+from collective.abc import AnnouncingPlane, PlaneContext
 
 if TYPE_CHECKING:
     import asyncio
@@ -31,21 +32,14 @@ class Epoch:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.fault: Callable[[], Exception] | None = None
         """What every operation raises, once the epoch is broken."""
-        self.mismatch: tuple[int, Calls] | None = None
+        self.mismatches: dict[int, Calls] = {}
         self.on_end: list[Callable[[str], None]] = []
-        self.on_drained: Callable[[], None] | None = None
-        """Set where the epoch is broken from a place on, and what came before it still completes."""
+        self._cut: int | None = None
+        """Set where the epoch is broken from a place on, and what comes before it still completes."""
+        self._on_drained = partial(engine.on_drained, self)
         self._fabric = engine.fabric
         post = engine.fabric.post
         tcp = engine.endpoint.address.tcp
-        self.agreement = Agreement(
-            engine.rank,
-            engine.size,
-            loop=engine.loop,
-            post=lambda rank, message: post(rank, ("agree", number, message)),
-            on_agreed=partial(engine.on_agreed, self),
-            on_mismatch=partial(engine.on_mismatch, self),
-        )
         self.mailbox = Mailbox(
             engine.rank,
             epoch=number,
@@ -72,9 +66,62 @@ class Epoch:
                 interface="127.0.0.1" if tcp is None else tcp[0],
             ),
         )
+        self.agreement = self._make_agreement(engine)
         self.pipeline = Pipeline(
-            self.plane, on_done=self.forget, on_failure=partial(engine.on_library_failed, self)
+            self.plane,
+            on_issued=self.agreement.issued if isinstance(self.agreement, Cards) else None,
+            on_done=self.forget,
+            on_failure=partial(engine.on_library_failed, self),
         )
+
+    def _make_agreement(self, engine: Engine) -> Agreement | Cards:
+        def post(rank: int, message: tuple[Any, ...]) -> None:
+            engine.fabric.post(rank, ("agree", self.number, message))
+
+        def fail(place: int, error: BaseException) -> None:
+            if place in self.pending:
+                engine.on_library_failed(self, self.pending[place], error)
+
+        on_agreed = partial(engine.on_agreed, self)
+        by_messages = Agreement(
+            engine.rank,
+            engine.size,
+            loop=engine.loop,
+            post=post,
+            on_agreed=on_agreed,
+            on_mismatch=partial(engine.on_mismatch, self),
+        )
+        if not isinstance(self.plane, AnnouncingPlane) or engine.size == 1:
+            return by_messages
+        return Cards(
+            engine.rank,
+            engine.size,
+            loop=engine.loop,
+            plane=self.plane,
+            disputes=by_messages,
+            post=post,
+            on_agreed=on_agreed,
+            on_failure=fail,
+        )
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing completes any more."""
+        return self.fault is not None and self._cut is None
+
+    def refuses(self, place: int) -> bool:
+        """Whether a collective at a place fails at its call."""
+        return self.fault is not None and (self._cut is None or place >= self._cut)
+
+    def cut(self, place: int, error: Callable[[], Exception]) -> None:
+        """Refuse what comes at a place and after it."""
+        if not self.refuses(place):
+            self.fault, self._cut = error, place
+
+    @property
+    def drained(self) -> bool:
+        """Whether the epoch was cut, and nothing before the cut is pending or can still be called."""
+        return self._cut is not None and self.next_place >= self._cut and not self.pending
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine that is cancelled when the epoch ends."""
@@ -85,8 +132,8 @@ class Epoch:
     def forget(self, pending: Pending) -> None:
         """Drop a collective that is done."""
         self.pending.pop(pending.place, None)
-        if not self.pending and self.on_drained is not None:
-            self.on_drained()
+        if self.drained:
+            self._on_drained()
 
     def take_from(self, place: int) -> list[Pending]:
         """Take out what is pending at a place and after it."""
@@ -94,7 +141,7 @@ class Epoch:
 
     def end(self, error: Callable[[], Exception], why: str) -> None:
         """Fail all that is pending, each with an error of its own, and end the groups split from this one."""
-        self.on_drained = None
+        self._cut = None
         self.agreement.end()
         self.pipeline.clear()
         pending, self.pending = self.pending, {}

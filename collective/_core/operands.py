@@ -38,6 +38,8 @@ def describe(tensor: Any, what: str = "the tensor") -> Spec:
         TypeError: it is none.
     """
     try:
+        if type(tensor) is np.ndarray:  # quickly, as for most
+            return Spec("numpy", tensors.dtype_name(tensor), tensor.shape, "cpu")
         kind = tensors.kind_of(tensor)
         return Spec(kind, tensors.dtype_name(tensor), tensors.shape_of(tensor), tensors.device_of(tensor))
     except TypeError as error:
@@ -56,6 +58,8 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
 
 def copies(tensor: Any, spec: Spec) -> int:
     """Return how many bytes `flat` has to copy for this tensor."""
+    if type(tensor) is np.ndarray:
+        return 0 if tensor.flags.c_contiguous else spec.nbytes
     return 0 if spec.device == "cpu" and tensors.to_host(tensor).flags.c_contiguous else spec.nbytes
 
 
@@ -95,6 +99,8 @@ class Landing:
 
     def finish(self) -> Any:
         """Return the result."""
+        if self._direct is not None and self._kind == "numpy":
+            return self._out
         result = self._memory.reshape(self._shape)
         if self._out is None:
             return tensors.from_host(result, self._kind, self._device, dtype=self._dtype)

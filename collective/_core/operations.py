@@ -2,7 +2,8 @@
 
 An operation is made at the call, where it checks what this member alone can see. `record` and `meta` are announced;
 `agree` sees every member's meta and reaches the same verdict on each; then `stage`, `issue` and `finish` follow, in the
-order of places.
+order of places. Where members can show data with their announcements, a short operation is settled by those: `settle`
+and `finish` follow.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy as np
 from collective import reductions
 from collective._core.agreement import Record
 from collective._core.operands import Landing, Spec, as_bytes, check_out, copies, describe, flat
+from collective.tensors import numpy_dtype
 from collective.types import ReduceOp
 
 if TYPE_CHECKING:
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
 
     from collective._core.agreement import Metas
     from collective.abc import DataPlane
+
+
+BRIEF = 4096
+"""Bytes up to which a member shows what it gives with its announcement."""
 
 
 class Disagreement(Exception):
@@ -51,7 +58,7 @@ class Operation(ABC):
     def record(self, where: str) -> Record:
         """Return what is announced."""
         what = self.describe()
-        return Record(hashlib.blake2b(what.encode(), digest_size=16).digest(), what, where)
+        return Record(_digest(what), what, where)
 
     @abstractmethod
     def agree(self, metas: Metas) -> None:
@@ -60,6 +67,21 @@ class Operation(ABC):
         Raises:
             Disagreement: they do not fit; on every member alike.
         """
+
+    def brief(self) -> bytes | None:
+        """Return the bytes that this member gives, BRIEF at most, or None where it gives more or nothing.
+
+        Only for operations that can be settled by every member's; the input may be changed when this returns.
+        """
+        return None
+
+    def is_settled_by(self, briefs: Sequence[bytes | None]) -> bool:
+        """Whether these are enough for `settle`, on every member alike."""
+        return None not in briefs
+
+    def settle(self, briefs: Sequence[Any]) -> None:
+        """Work out the result from what each member gave, instead of `stage` and `issue`."""
+        raise NotImplementedError(f"{type(self).__name__} gives no briefs")
 
     @abstractmethod
     def stage(self) -> None:
@@ -135,6 +157,14 @@ class _OneTensor(Operation):
         self.source = flat(self.tensor)
         self.tensor = None
 
+    def brief(self) -> bytes | None:
+        return _brief(self.tensor, self.spec)
+
+    def parts(self, briefs: Sequence[bytes]) -> list[np.ndarray]:
+        """Return what each member gave."""
+        dtype = numpy_dtype(self.spec.dtype)
+        return [np.frombuffer(brief, dtype) for brief in briefs]
+
     @property
     def long_finish(self) -> bool:
         return self.landing.long
@@ -143,7 +173,20 @@ class _OneTensor(Operation):
         return self.landing.finish()
 
 
-class AllReduce(_OneTensor):
+class _Reduction(_OneTensor):
+    """An operation that reduces."""
+
+    op: ReduceOp
+
+    def brief(self) -> bytes | None:
+        # numpy's complex product differs in the last bit between places in memory (fused multiply-add): members that
+        # each work out the same may not get the same.
+        if self.op is ReduceOp.PROD and self.spec.dtype in reductions.COMPLEX:
+            return None
+        return super().brief()
+
+
+class AllReduce(_Reduction):
     """Every member gets the reduction."""
 
     def __init__(self, rank: int, size: int, tensor: Any, op: ReduceOp, out: Any) -> None:
@@ -155,11 +198,15 @@ class AllReduce(_OneTensor):
     def describe(self) -> str:
         return f"allreduce({self.spec}, {self.op.name})"
 
+    def settle(self, briefs: Sequence[Any]) -> None:
+        target = self.landing.memory(self.spec.dtype, self.spec.shape)
+        reductions.reduce_arrays(self.parts(briefs), self.op, target)
+
     def issue(self, plane: DataPlane) -> Awaitable[None]:
         return plane.allreduce(self.source, self.landing.memory(self.spec.dtype, self.spec.shape), self.op)
 
 
-class Reduce(_OneTensor):
+class Reduce(_Reduction):
     """The root gets the reduction."""
 
     def __init__(self, rank: int, size: int, tensor: Any, root: int, op: ReduceOp, out: Any) -> None:
@@ -174,6 +221,11 @@ class Reduce(_OneTensor):
     def describe(self) -> str:
         return f"reduce({self.spec}, root={self.root}, {self.op.name})"
 
+    def settle(self, briefs: Sequence[Any]) -> None:
+        if self.rank == self.root:
+            target = self.landing.memory(self.spec.dtype, self.spec.shape)
+            reductions.reduce_arrays(self.parts(briefs), self.op, target)
+
     def issue(self, plane: DataPlane) -> Awaitable[None]:
         target = self.landing.memory(self.spec.dtype, self.spec.shape) if self.rank == self.root else None
         return plane.reduce(self.source, target, self.op, self.root)
@@ -182,7 +234,7 @@ class Reduce(_OneTensor):
         return self.landing.finish() if self.rank == self.root else None
 
 
-class ReduceScatter(_OneTensor):
+class ReduceScatter(_Reduction):
     """Every member gets its part of the reduction, cut along dimension 0."""
 
     def __init__(
@@ -199,6 +251,13 @@ class ReduceScatter(_OneTensor):
 
     def describe(self) -> str:
         return f"reduce_scatter({self.spec}, {self.op.name}, splits={list(self.splits)})"
+
+    def settle(self, briefs: Sequence[Any]) -> None:
+        row = math.prod(self.spec.shape[1:])
+        start = sum(self.splits[: self.rank]) * row
+        mine = slice(start, start + self.splits[self.rank] * row)
+        target = self.landing.memory(self.spec.dtype, self.shape)
+        reductions.reduce_arrays([part[mine] for part in self.parts(briefs)], self.op, target)
 
     def issue(self, plane: DataPlane) -> Awaitable[None]:
         row = math.prod(self.spec.shape[1:])
@@ -231,6 +290,10 @@ class AllGather(_OneTensor):
                 [f"{rows} rows" + ("" if out is None else f", out of {out} for {whole}") for rows, out in metas]
             )
 
+    def settle(self, briefs: Sequence[Any]) -> None:
+        target = self.landing.memory(self.spec.dtype, (sum(self.rows), *self.rest))
+        np.concatenate(self.parts(briefs), out=target)
+
     def issue(self, plane: DataPlane) -> Awaitable[None]:
         row = math.prod(self.rest) * self.source.itemsize
         target = self.landing.memory(self.spec.dtype, (sum(self.rows), *self.rest))
@@ -252,7 +315,7 @@ class Broadcast(Operation):
             self.meta = (spec, None)
             self.stage_bytes = copies(tensor, spec) + spec.nbytes
         else:
-            _passes_nothing(tensor, rank, root, "broadcast")
+            passes_nothing(tensor, rank, root, "broadcast")
             self.meta = (None, None if out is None else _writable(out))
         self.spec: Spec
         self.source: np.ndarray
@@ -272,10 +335,23 @@ class Broadcast(Operation):
                 ]
             )
 
-    def stage(self) -> None:
+    def brief(self) -> bytes | None:
+        return _brief(self.tensor, Spec(*self.meta[0])) if self.rank == self.root else None
+
+    def is_settled_by(self, briefs: Sequence[bytes | None]) -> bool:
+        return briefs[self.root] is not None
+
+    def settle(self, briefs: Sequence[Any]) -> None:
+        memory = self._land()
+        memory[...] = np.frombuffer(briefs[self.root], memory.dtype)
+
+    def _land(self) -> np.ndarray:
         kind, device = (self.spec.kind, self.spec.device) if self.out is None else describe(self.out)[::3]
         self.landing = Landing(self.out, kind, device)
-        memory = self.landing.memory(self.spec.dtype, self.spec.shape)
+        return self.landing.memory(self.spec.dtype, self.spec.shape)
+
+    def stage(self) -> None:
+        memory = self._land()
         if self.rank == self.root:
             self.source = flat(self.tensor)
             self.tensor = None
@@ -294,127 +370,14 @@ class Broadcast(Operation):
         return self.landing.finish()
 
 
-class _Exchange(Operation):
-    """Pieces of any shape and dtype between pairs: `sources[j]` goes to rank j, `expected[i]` comes from rank i."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        super().__init__(rank, size)
-        self.pieces: list[Any] = [None] * size
-        self.sources: list[np.ndarray]
-        self.landings: list[Landing | None]
-        self.targets: list[np.ndarray]
-
-    def give(self, dst: int, tensor: Any, what: str) -> Spec:
-        """Enter a piece for a rank."""
-        spec = describe(tensor, what)
-        self.pieces[dst] = tensor
-        self.stage_bytes += copies(tensor, spec)
-        return spec
-
-    @abstractmethod
-    def expects(self) -> list[tuple[Spec, str, str] | None]:
-        """Return for each rank the spec of what it sends here and the kind and device to land it as."""
-
-    def stage(self) -> None:
-        nothing = np.empty(0, np.uint8)
-        self.sources = [nothing if piece is None else as_bytes(flat(piece)) for piece in self.pieces]
-        self.pieces = []
-        self.landings = []
-        self.targets = []
-        for expected in self.expects():
-            if expected is None:
-                self.landings.append(None)
-                self.targets.append(nothing)
-            else:
-                spec, kind, device = expected
-                landing = Landing(None, kind, device)
-                self.landings.append(landing)
-                self.targets.append(as_bytes(landing.memory(spec.dtype, spec.shape)))
-
-    def issue(self, plane: DataPlane) -> Awaitable[None]:
-        return plane.alltoall(self.sources, self.targets)
-
-    @property
-    def long_finish(self) -> bool:
-        return any(landing.long for landing in self.landings if landing is not None)
-
-    def finish(self) -> Any:
-        return [None if landing is None else landing.finish() for landing in self.landings]
+@lru_cache(maxsize=256)
+def _digest(what: str) -> bytes:
+    return hashlib.blake2b(what.encode(), digest_size=16).digest()
 
 
-class Gather(_Exchange):
-    """The root gets a list of every member's tensor."""
-
-    def __init__(self, rank: int, size: int, tensor: Any, root: int) -> None:
-        super().__init__(rank, size)
-        self.root = check_rank(root, size, "root")
-        self.mine = self.meta = self.give(root, tensor, "the tensor")
-        self.specs: list[Spec] = []
-
-    def describe(self) -> str:
-        return f"gather(root={self.root})"
-
-    def agree(self, metas: Metas) -> None:
-        assert metas is not None
-        self.specs = [Spec(*meta) for meta in metas]
-
-    def expects(self) -> list[tuple[Spec, str, str] | None]:
-        if self.rank != self.root:
-            return [None] * self.size
-        return [(spec, self.mine.kind, self.mine.device) for spec in self.specs]
-
-    def finish(self) -> Any:
-        return super().finish() if self.rank == self.root else None
-
-
-class Scatter(_Exchange):
-    """Every member gets its own of the root's tensors."""
-
-    def __init__(self, rank: int, size: int, tensors: Sequence[Any] | None, root: int) -> None:
-        super().__init__(rank, size)
-        self.root = check_rank(root, size, "root")
-        self.specs: list[Spec] = []
-        if rank == root:
-            pieces = _one_each(tensors, size, "scatter")
-            self.meta = [self.give(dst, piece, f"tensors[{dst}]") for dst, piece in enumerate(pieces)]
-        else:
-            _passes_nothing(tensors, rank, root, "scatter")
-
-    def describe(self) -> str:
-        return f"scatter(root={self.root})"
-
-    def agree(self, metas: Metas) -> None:
-        assert metas is not None
-        self.specs = [Spec(*spec) for spec in metas[self.root]]
-
-    def expects(self) -> list[tuple[Spec, str, str] | None]:
-        expected: list[tuple[Spec, str, str] | None] = [None] * self.size
-        spec = self.specs[self.rank]
-        expected[self.root] = (spec, spec.kind, spec.device)
-        return expected
-
-    def finish(self) -> Any:
-        return super().finish()[self.root]
-
-
-class AllToAll(_Exchange):
-    """Rank i gets `tensors[i]` of every member."""
-
-    def __init__(self, rank: int, size: int, tensors: Sequence[Any]) -> None:
-        super().__init__(rank, size)
-        pieces = _one_each(tensors, size, "alltoall")
-        self.mine = self.meta = [self.give(dst, piece, f"tensors[{dst}]") for dst, piece in enumerate(pieces)]
-        self.specs: list[Spec] = []
-
-    def describe(self) -> str:
-        return "alltoall()"
-
-    def agree(self, metas: Metas) -> None:
-        assert metas is not None
-        self.specs = [Spec(*meta[self.rank]) for meta in metas]
-
-    def expects(self) -> list[tuple[Spec, str, str] | None]:
-        return [(spec, mine.kind, mine.device) for spec, mine in zip(self.specs, self.mine, strict=True)]
+def _brief(tensor: Any, spec: Spec) -> bytes | None:
+    """Return the bytes of a tensor in host memory, if they are few."""
+    return flat(tensor).tobytes() if spec.device == "cpu" and spec.nbytes <= BRIEF else None
 
 
 def check_rank(rank: Any, size: int, what: str) -> int:
@@ -456,15 +419,7 @@ def _check_splits(splits: Any, spec: Spec, size: int) -> tuple[int, ...]:
     return rows
 
 
-def _one_each(tensors: Any, size: int, name: str) -> list[Any]:
-    if not isinstance(tensors, list | tuple):
-        raise TypeError(f"{name} takes a list of {size} tensors, one a rank, not {type(tensors).__name__}")
-    if len(tensors) != size:
-        raise ValueError(f"{name} takes one tensor a rank, {size}, and got {len(tensors)}")
-    return list(tensors)
-
-
-def _passes_nothing(tensor: Any, rank: int, root: int, name: str) -> None:
+def passes_nothing(tensor: Any, rank: int, root: int, name: str) -> None:
     if tensor is not None:
         raise ValueError(
             f"{name}: rank {rank} passed {type(tensor).__name__} and root is {root}; pass None on the other ranks"

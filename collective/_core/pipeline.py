@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from collective._core.offload import LONG, offload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from collective._core.operations import Operation
     from collective.abc import DataPlane
@@ -29,6 +29,7 @@ class Pending:
     operation: Operation
     work: Work[Any]
     timer: asyncio.TimerHandle | None = None
+    agreed: bool = False
     issued: bool = False
 
     def fail(self, error: Exception) -> None:
@@ -41,6 +42,7 @@ class Pending:
 class Pipeline:
     """Issues agreed collectives to a data plane.
 
+    :param on_issued: called with each place once its operation was issued, or had nothing to issue.
     :param on_done: called with each collective when its Work is done.
     :param on_failure: called with a collective that this member cannot take part in after all.
     """
@@ -49,10 +51,12 @@ class Pipeline:
         self,
         plane: DataPlane,
         *,
+        on_issued: Callable[[int], None] | None = None,
         on_done: Callable[[Pending], None],
         on_failure: Callable[[Pending, BaseException], None],
     ) -> None:
         self._plane = plane
+        self._on_issued = on_issued
         self._on_done = on_done
         self._on_failure = on_failure
         self._queue: deque[Pending] = deque()
@@ -65,6 +69,19 @@ class Pipeline:
         """Take a collective that all members agreed on; they come in the order of their places."""
         self._queue.append(pending)
         self._pump()
+
+    def settle(self, pending: Pending, briefs: Sequence[bytes | None]) -> None:
+        """Finish a collective whose data came with the announcements, after those before it were issued."""
+        pending.issued = True
+        try:
+            pending.operation.settle(briefs)
+        except Exception as error:  # no memory: this member alone cannot take its result
+            pending.work._fail(error)
+            self._on_done(pending)
+        else:
+            self._finish(pending)
+        if self._on_issued is not None:
+            self._on_issued(pending.place)
 
     def clear(self) -> None:
         """Issue nothing any more of what has come so far."""
@@ -109,9 +126,13 @@ class Pipeline:
         if completion is None:
             self._held.append(pending)
             self._release()
+        elif isinstance(completion, asyncio.Future) and completion.done():
+            self._moved(pending, completion)
         else:
             self._moving.add(pending.place)
             asyncio.ensure_future(completion).add_done_callback(partial(self._moved, pending))
+        if self._on_issued is not None:
+            self._on_issued(pending.place)
 
     def _moved(self, pending: Pending, completion: asyncio.Future[Any]) -> None:
         if completion.cancelled():
@@ -124,20 +145,14 @@ class Pipeline:
 
     def _finish(self, pending: Pending) -> None:
         if pending.operation.long_finish:
-            offload(pending.operation.finish).add_done_callback(partial(self._finished, pending))
-            return
-        finished: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        try:
-            finished.set_result(pending.operation.finish())
-        except Exception as error:  # this member alone cannot take its result; the others have theirs
-            finished.set_exception(error)
-        self._finished(pending, finished)
-
-    def _finished(self, pending: Pending, finished: asyncio.Future[Any]) -> None:
-        error = finished.exception()
-        if error is None:
-            pending.work._succeed(finished.result())
+            offload(pending.operation.finish).add_done_callback(lambda finished: self._end(pending, finished.result))
         else:
+            self._end(pending, pending.operation.finish)
+
+    def _end(self, pending: Pending, result: Callable[[], Any]) -> None:
+        try:
+            pending.work._succeed(result())
+        except Exception as error:  # this member alone cannot take its result; the others have theirs
             pending.work._fail(error)
         self._on_done(pending)
         if pending.place in self._moving:

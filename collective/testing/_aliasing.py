@@ -36,6 +36,23 @@ async def inputs_stay_and_are_free_once_done(world: World) -> None:
                     check_array(result, part, world.kinds[source])
 
 
+@check(mixes=("numpy", "torch"))
+async def memory_of_the_group_is_like_any_other(world: World) -> None:
+    """Inputs in memory that `empty` gave, on all members or on some, are read right, and are free once done."""
+    for length in (0, 1, 5000, 400_000):
+        parts = [sample((length, 2), "float32", rank) for rank in world.ranks]
+        for takers in (world.ranks, world.ranks[-1:]):
+            for name, operation in OPERATIONS.items():
+                inputs = world.spread(parts)
+                for rank in takers:
+                    plain, inputs[rank] = inputs[rank], world.groups[rank].empty((length, 2), inputs[rank].dtype)
+                    inputs[rank][...] = plain
+                results = await world.each(partial(_use_and_wipe, operation=operation, inputs=inputs))
+                for rank, (result, part) in enumerate(zip(results, expected(name, parts), strict=True)):
+                    if part is not None:
+                        check_array(result, part, world.kinds[rank])
+
+
 async def _use_and_wipe(group: Group, operation: Operation, inputs: Each) -> Any:
     mine = inputs[group.rank]
     before = bits(mine)

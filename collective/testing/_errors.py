@@ -120,6 +120,20 @@ async def a_refused_call_takes_its_place(world: World) -> None:
     await works_again(world)
 
 
+@check(sizes=(2, 3))
+async def a_refused_call_leaves_earlier_places(world: World) -> None:
+    """What comes before a refused call completes, also where a member calls it only when it knows of the refusal."""
+    erring, late = world.groups[0], world.groups[-1]
+    early = [group.allreduce(np.ones(2)) for group in world.groups[:-1]]
+    refused(ValueError, erring.reduce, np.ones(1), 17)
+    assert isinstance(await outcome(late.recv(0, tag=9)), GroupError), "the refusal breaks what waits"
+    for work in [*early, late.allreduce(np.ones(2))]:
+        check_array(await work, np.full(2, float(world.size)), "numpy")
+    assert isinstance(await outcome(attempt(late.barrier)), CollectiveMismatch | GroupBroken)
+    await world.reset()
+    await works_again(world)
+
+
 @check(sizes=(1, 2))
 async def what_the_table_lacks_is_refused(world: World) -> None:
     """Every op and dtype that is not in the table of reductions raises TypeError at the call."""
