@@ -18,6 +18,7 @@ from collective._core.operations import Disagreement, Operation
 from collective._core.pipeline import LIBRARY_GRACE, Pending
 from collective._core.resets import Resets
 from collective._core.rollcall import RollCall
+from collective.abc import Message
 from collective.errors import (
     CollectiveMismatch,
     CollectiveTimeout,
@@ -462,6 +463,8 @@ class Engine:
         elif kind == "mail":
             if epoch.fault is None:
                 epoch.mailbox.hear(src, rest[0], buffers)
+        elif kind == "flow":
+            epoch.flows.hear(src, rest[0], Message(rest[1], buffers))
         elif kind == "plane":
             epoch.plane.hear(src, rest[0])
         elif kind == "break":

@@ -51,6 +51,7 @@ class Epoch:
         self.flows = Flows(
             number,
             fabric=engine.fabric,
+            tell=lambda rank, message, buffers: post(rank, ("flow", number, *message), buffers),
             spawn=self.spawn,
             on_failure=partial(engine.on_transfer_failed, self),
         )

@@ -37,6 +37,7 @@ class Sink(Protocol):
 class Flows:
     """One member's channels in one epoch. A channel that comes before its operation is issued here waits for that.
 
+    :param tell: post a message to another rank's flows of the same epoch.
     :param spawn: run a coroutine that ends with the epoch.
     :param on_failure: called with (rank, error) where a member cannot be reached.
     """
@@ -46,15 +47,18 @@ class Flows:
         epoch: int,
         *,
         fabric: Fabric,
+        tell: Callable[[int, tuple[Any, ...], Sequence[Any]], None],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         on_failure: Callable[[int, Exception], None],
     ) -> None:
         self._epoch = epoch
         self._fabric = fabric
+        self._tell = tell
         self.spawn = spawn
         self._on_failure = on_failure
         self._early: dict[tuple[int, Any], Channel] = {}
         self._sinks: dict[tuple[int, Any], Sink] = {}
+        self._posts: dict[tuple[int, Any], list[Message]] = {}
         self._open: set[Channel] = set()
         self._ended = False
 
@@ -79,8 +83,17 @@ class Flows:
         self._open.discard(channel)
         self._fabric.forget(channel)
 
-    def expect(self, src: int, place: Any, sink: Sink) -> None:
-        """Give what a member sends at a place to a sink."""
+    def post(self, dst: int, place: Any, header: bytes, data: memoryview) -> None:
+        """Send a small message without a channel; never waits. The data may be changed when it returns."""
+        self._tell(dst, (place, header), [data])
+
+    def expect(self, src: int, place: Any, sink: Sink, *, posted: bool = False) -> None:
+        """Give what a member sends at a place to a sink: what it posts, or what comes on a channel."""
+        if posted:
+            self._sinks[src, place] = sink
+            for message in self._posts.pop((src, place), ()):
+                self.hear(src, place, message)
+            return
         channel = self._early.pop((src, place), None)
         if channel is None:
             self._sinks[src, place] = sink
@@ -99,6 +112,14 @@ class Flows:
         else:
             self._join(channel, sink)
 
+    def hear(self, src: int, place: Any, message: Message) -> None:
+        """Take a message that a member has posted."""
+        sink = self._sinks.get((src, place))
+        if sink is None:
+            self._posts.setdefault((src, place), []).append(message)
+        elif sink.take(message):
+            del self._sinks[src, place]
+
     def end(self) -> None:
         """Close every channel: nothing is written to anybody's memory any more."""
         self._ended = True
@@ -107,6 +128,7 @@ class Flows:
         self._open.clear()
         self._early.clear()
         self._sinks.clear()
+        self._posts.clear()
 
     def _join(self, channel: Channel, sink: Sink) -> None:
         def on_message(message: Message) -> None:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MESSAGE = 1 << 20
 """Bytes of a message: so many are copied on the loop, and so many come before they are passed on."""
+SMALL = 32 << 10
+"""Bytes up to which all that goes from one rank to another is posted: that needs no channel and no task."""
 _HEADER = struct.Struct("<IQ")
 """Which of the routes from sender to receiver, in their order, and the offset in its stream."""
 
@@ -51,8 +53,9 @@ class Job(NamedTuple):
 class _Edge:
     """What goes from this rank to another: its own streams, and messages to pass on."""
 
-    def __init__(self, child: int, routes: list[Route]) -> None:
+    def __init__(self, child: int, routes: list[Route], nbytes: int) -> None:
         self.child = child
+        self.small = nbytes <= SMALL  # and so its other end knows it, too
         self.numbers = {route: number for number, route in enumerate(routes)}
         self.queue: deque[tuple[int, int, memoryview]] = deque()
         self.woken = asyncio.Event()
@@ -65,7 +68,7 @@ class _Inflow:
         self._movement = movement
         self._routes = routes
         self._streams = streams
-        self._left = sum(stream.nbytes for stream in streams)
+        self.left = sum(stream.nbytes for stream in streams)
 
     def allocate(self, header: bytes, sizes: Sequence[int]) -> list[memoryview] | None:
         number, offset = _HEADER.unpack(header)
@@ -84,10 +87,10 @@ class _Inflow:
             self._movement.fail(error)
             return True
         self._movement.arrived(self._routes[number], offset, buffer)
-        self._left -= data.nbytes
-        if not self._left:
+        self.left -= data.nbytes
+        if not self.left:
             self._movement.finished()
-        return not self._left
+        return not self.left
 
 
 class Movement:
@@ -122,13 +125,25 @@ class Movement:
                 incoming.setdefault(route.parent(self._rank), []).append(route)
             for child in route.children(self._rank):
                 outgoing.setdefault(child, []).append(route)
+        self._left += 1  # this call itself
         for child, routes in outgoing.items():
-            edge = self._edges[child] = _Edge(child, routes)
-            self._do(partial(self._serve, edge))
+            nbytes = sum((self._out.get(route) or self._in[route]).nbytes for route in routes)
+            edge = self._edges[child] = _Edge(child, routes, nbytes)
+            if not edge.small:
+                self._do(partial(self._serve, edge))
         for parent, routes in incoming.items():
             self._left += 1
-            self._flows.expect(parent, self._place, _Inflow(self, routes, [self._in[route] for route in routes]))
-        self._do(self._compute)
+            inflow = _Inflow(self, routes, [self._in[route] for route in routes])
+            self._flows.expect(parent, self._place, inflow, posted=inflow.left <= SMALL)
+        self._post(results=False)
+        if self._awaits_operands or self._long:
+            self._do(self._compute)
+        else:
+            self._keep()
+            self._reduce()
+            self._reduced.set()
+            self._post(results=True)
+        self.finished()
         return self._done
 
     # ------------------------------------------------- what an inflow tells
@@ -142,6 +157,9 @@ class Movement:
             return
         for child in route.children(self._rank):
             edge = self._edges[child]
+            if edge.small:
+                self._flows.post(edge.child, self._place, _HEADER.pack(edge.numbers[route], offset), data)
+                continue
             edge.queue.append((edge.numbers[route], offset, data))
             edge.woken.set()
 
@@ -236,22 +254,37 @@ class Movement:
             await channel.send(_HEADER.pack(number, offset), [data])
             left -= len(data)
 
+    def _post(self, *, results: bool) -> None:
+        """Post what this rank takes out of its own memory for those to whom little goes."""
+        for edge in self._edges.values():
+            for route, number in edge.numbers.items() if edge.small else ():
+                if route in self._out and (route.kind == RESULT) == results:
+                    for offset, data in self._out[route].messages(SMALL):
+                        self._flows.post(edge.child, self._place, _HEADER.pack(number, offset), data)
+
+    @property
+    def _awaits_operands(self) -> bool:
+        return not self._operands_came.is_set()
+
+    @property
+    def _long(self) -> bool:
+        """Whether what stays and what is reduced takes longer than the loop can wait."""
+        moved = 0
+        for job in self._jobs:
+            item = (job.source if job.source is not None else job.result)
+            boxes = [*job.part.keeps, *(total.box for total in job.part.sums for _ in total.senders)]
+            moved += sum(box.volume for box in boxes) * item.itemsize if item is not None else 0
+        return moved > LONG
+
     async def _compute(self) -> bool:
         """Copy what stays, and reduce once all operands have come."""
-        kept = sum(
-            box.volume * job.source.itemsize for job in self._jobs if job.source is not None for box in job.part.keeps
-        )
-        await _run(self._keep, kept)
+        run = offload if self._long else _at_once
+        await run(self._keep)
         await self._operands_came.wait()
-        reduced = sum(
-            total.box.volume * job.result.itemsize * len(total.senders)
-            for job in self._jobs
-            if job.result is not None
-            for total in job.part.sums
-        )
-        await _run(self._reduce, reduced)
+        await run(self._reduce)
         self._operands.clear()
         self._reduced.set()
+        self._post(results=True)
         return True
 
     def _keep(self) -> None:
@@ -285,9 +318,5 @@ class Movement:
         return self._operands[sender][start:stop].view(job.result.dtype)
 
 
-async def _run(function: Callable[[], None], nbytes: int) -> None:
-    """Run a function that moves so many bytes, off the loop where they are many."""
-    if nbytes > LONG:
-        await offload(function)
-    else:
-        function()
+async def _at_once(function: Callable[[], None]) -> None:
+    function()
