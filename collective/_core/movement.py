@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from collective.abc import Channel, Message
     from collective.types import ReduceOp
 
-MESSAGE = 1 << 20
-"""Bytes of a message: so many are copied on the loop, and so many come before they are passed on."""
+PACKED = 1 << 20
+"""Bytes of a message that is packed from several blocks, on the loop, or that is passed on when it has come."""
+PLAIN = 4 << 20
+"""Bytes of any other message."""
 SMALL = 32 << 10
 """Bytes up to which all that goes from one rank to another is posted: that needs no channel and no task."""
 _HEADER = struct.Struct("<IQ")
@@ -240,7 +242,7 @@ class Movement:
             if route in self._out:
                 if route.kind == RESULT:
                     await self._reduced.wait()
-                for offset, data in self._out[route].messages(MESSAGE):
+                for offset, data in self._out[route].messages(PACKED, PLAIN if len(route.order) == 1 else PACKED):
                     await channel.send(_HEADER.pack(number, offset), [data])
 
     async def _pass_on(self, channel: Channel, edge: _Edge) -> None:

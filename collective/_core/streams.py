@@ -38,14 +38,15 @@ class Stream:
         """Append all of a one-dimensional array."""
         self.add(memory, [Box((0,), (0,), (memory.size,))], DST)
 
-    def messages(self, limit: int) -> Iterator[tuple[int, memoryview]]:
-        """Yield (offset, bytes) of at most `limit` bytes each: views where one piece lies in one block, else copies."""
+    def messages(self, packed: int, plain: int = 0) -> Iterator[tuple[int, memoryview]]:
+        """Yield (offset, bytes): views of at most `plain` bytes of what lies in one block, else copies of `packed`."""
         offset, size = 0, 0
         views: list[np.ndarray] = []
         for array, box, side in self._pieces:
+            limit = max(packed, plain) if view_of(array, box, side).flags.c_contiguous else packed
             for part in _cut(box, max(1, limit // array.itemsize)):
                 view = view_of(array, part, side)
-                if views and size + view.nbytes > limit:
+                if views and size + view.nbytes > packed:
                     yield offset, _joined(views, size)
                     offset, size, views = offset + size, 0, []
                 views.append(view)
