@@ -3,8 +3,8 @@
 C pickle where it serves, cloudpickle where it does not: for lambdas and local classes, and for whatever refers to
 `__main__`, since the other process has another one.
 
-An array that arrives out of band is read-only, on every kind of link, because one day its memory is shared with the
-sender. torch has no read-only tensors; a tensor takes the writable memory below.
+An array that arrives out of band is read-only, on every kind of link, because over shared memory it is the sender's
+memory. torch has no read-only tensors; a tensor takes the writable memory below, or private pages of the sender's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from actors.errors import NotPicklable, RemoteError, RemoteTraceback
+from collective.links import private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
@@ -113,7 +114,7 @@ def loads_error(record: tuple[str, str, str, bytes | None], where: str) -> Excep
 
 
 class _Lent(threading.local):
-    """The writable buffers below the read-only views of the `loads` that runs in this thread."""
+    """The buffers below the read-only views of the `loads` that runs in this thread; most are writable."""
 
     buffers: dict[int, memoryview]
 
@@ -178,7 +179,8 @@ def _taking_memory(reduce: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _rebuild_taking(rebuild: Callable[..., Any], content: Any, *rest: Any) -> Any:
     lent: dict[int, memoryview] = getattr(_lent, "buffers", {})
-    return rebuild(lent.pop(id(content), content), *rest)
+    buffer = lent.pop(id(content), None)
+    return rebuild(content if buffer is None else private(buffer), *rest)
 
 
 def _dumps_by_value(obj: object, keep: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:

@@ -25,9 +25,11 @@ LARGE = 64 << 10
 
 
 class Message(NamedTuple):
-    """What one `send` carried: a header, and the buffers that travelled beside it, each in memory of its own.
+    """What one `send` carried: a header, and the buffers that travelled beside it.
 
-    A buffer is a writable memoryview that nobody else holds, or what `allocate` gave for it.
+    A buffer is a writable memoryview that nobody else holds, or what `allocate` gave for it, or a read-only view of
+    memory that the sender shares. The sender does not use that for anything else before the last view of it is gone,
+    which may be long after the link's end; hold it as long as you like. `collective.links.private` makes it writable.
     """
 
     header: bytes
@@ -95,7 +97,7 @@ class Channel(ABC):
         Each message's credit goes back when `on_message` returns. `on_end` is called once, after the last message,
         with the error that `receive` would raise (never while this end closes the channel itself). `allocate` is
         given the header and buffer sizes of a message above LARGE before its buffers arrive, and may return the
-        writable memory that they shall be read into; None means fresh memory.
+        writable memory that they shall be read into; None means memory as for `receive`.
         """
 
     @abstractmethod

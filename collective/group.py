@@ -158,9 +158,7 @@ class Group:
 
         :param splits: rows of each rank, equal on every member; by default as torch.chunk cuts, then empty parts.
         """
-        return self._collective(
-            "reduce_scatter", lambda rank, size: ReduceScatter(rank, size, tensor, op, splits, out)
-        )
+        return self._collective("reduce_scatter", lambda rank, size: ReduceScatter(rank, size, tensor, op, splits, out))
 
     def allgather(self, tensor: Array, *, out: Array | None = None) -> Work[Array]:
         """Concatenate every member's tensor along dimension 0, in rank order; the lengths there may differ.
@@ -281,9 +279,7 @@ class Group:
             raise
         return engine.submit(place, operation, where)
 
-    async def _form_subgroup(
-        self, agreed: Work[Any], operation: Split, place: int, work: Work[Group | None]
-    ) -> None:
+    async def _form_subgroup(self, agreed: Work[Any], operation: Split, place: int, work: Work[Group | None]) -> None:
         engine = self._engine
         try:
             await agreed

@@ -8,6 +8,9 @@
     channel = link.open("calls")
     await channel.send(b"header", [buffer])
 
+Buffers above 64 KiB that pass a link of the kind "shm" arrive as read-only views of the sender's memory. `private`
+turns one into memory to write; `allocate` gives memory that is sent without a copy.
+
 The contracts are those of `collective.abc`: Endpoint, Link and Channel.
 """
 
@@ -20,9 +23,11 @@ from collective._links.hosts import default_host
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from collective._links.arena import Block
     from collective.abc import Endpoint
+    from collective.types import ArenaStatistics
 
-__all__ = ["default_host", "loop_endpoint", "open_endpoint"]
+__all__ = ["allocate", "arena_statistics", "default_host", "loop_endpoint", "open_endpoint", "private"]
 
 
 async def open_endpoint(
@@ -60,3 +65,36 @@ def loop_endpoint() -> Endpoint:
     from collective._links import loops
 
     return loops.loop_endpoint()
+
+
+def allocate(nbytes: int) -> Block:
+    """Return writable memory, `Block.memory`, that links of the kind "shm" send without copying it.
+
+    Whatever lies in it, sent any number of times and to any processes of this host, is read there in place: so it must
+    not be changed until they have let go, or they see the change. It is freed when the last view of it is gone here,
+    and what each receiver made of it there; a receiver that dies has let go. Its contents are undefined at first.
+
+    Raises:
+        MemoryError: GANGLINE_ARENA_BYTES (by default an eighth of the memory, at most 1 GiB) are in use.
+    """
+    from collective._links.arena import arena
+
+    return arena().allocate(nbytes)
+
+
+def private(buffer: memoryview) -> memoryview:
+    """Return writable memory with the contents of a received buffer, for the caller alone.
+
+    It is the buffer itself where that is writable, else the same pages mapped privately, so that a write copies its
+    page. Drop the buffer afterwards or keep it: the sender's memory is given back when both are gone.
+    """
+    from collective._links import borrowing
+
+    return borrowing.private(buffer)
+
+
+def arena_statistics() -> ArenaStatistics:
+    """Return what this process has of shared memory for others to read, and who uses it."""
+    from collective._links.arena import arena
+
+    return arena().statistics()

@@ -84,7 +84,11 @@ class Member:
 
 @dataclass(frozen=True)
 class LinkStatistics:
-    """Counters of one link since it opened."""
+    """Counters of one link since it opened.
+
+    :param bytes_lent: bytes of this process's shared memory that the other end holds now.
+    :param bytes_borrowed: bytes of the other end's shared memory that this end holds now.
+    """
 
     kind: str
     bytes_sent: int
@@ -92,6 +96,26 @@ class LinkStatistics:
     messages_sent: int
     messages_received: int
     channels: int
+    bytes_lent: int = 0
+    bytes_borrowed: int = 0
+
+
+@dataclass(frozen=True)
+class ArenaStatistics:
+    """The shared memory that a process has for others of its host to read in place; see `collective.links.allocate`.
+
+    :param limit: bytes that it may map.
+    :param mapped: bytes that it maps. Those that were never written take no memory.
+    :param used: bytes of these that somebody uses: receivers, messages on their way, and owners.
+    :param owned: bytes of the blocks that this process allocated and has not let go of.
+    :param segments: memory files.
+    """
+
+    limit: int
+    mapped: int
+    used: int
+    owned: int
+    segments: int
 
 
 @dataclass(frozen=True)

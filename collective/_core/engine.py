@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from collective.types import Credential, Member
 
 
-
 class Engine:
     """One member's engine of one group.
 

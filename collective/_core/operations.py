@@ -237,9 +237,7 @@ class Reduce(_Reduction):
 class ReduceScatter(_Reduction):
     """Every member gets its part of the reduction, cut along dimension 0."""
 
-    def __init__(
-        self, rank: int, size: int, tensor: Any, op: ReduceOp, splits: Sequence[int] | None, out: Any
-    ) -> None:
+    def __init__(self, rank: int, size: int, tensor: Any, op: ReduceOp, splits: Sequence[int] | None, out: Any) -> None:
         super().__init__(rank, size, tensor, out)
         self.op = _reduce_op(op, self.spec)
         if not self.spec.shape:

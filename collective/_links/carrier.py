@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from collective._links.sharing import Sharing
     from collective._links.wire import Frame
     from collective.types import Address
 
@@ -35,6 +36,10 @@ class FrameSource(Protocol):
         """Return what to write next. Once all of it is written, the carrier calls `frame.owner.written()`."""
         ...
 
+    def urge(self, frame: bytes) -> None:
+        """Have a control frame written before everything else."""
+        ...
+
     def carrier_ended(self, cause: str) -> None:
         """Learn that nothing more will arrive; all that did was handed over before."""
         ...
@@ -50,6 +55,8 @@ class Carrier(ABC):
     kind: ClassVar[str]
     where: str
     """Names the other end in errors, for example "unix socket /tmp/x/s"."""
+    sharing: Sharing | None = None
+    """How large buffers are read in place, where the two ends share memory."""
 
     @abstractmethod
     def put(self, data: bytes) -> None:

@@ -10,9 +10,11 @@ from collective._links.wire import (
     CLOSE,
     CREDIT,
     DATA,
+    FORGET,
     GRANT,
     HEAD,
     INLINE,
+    LEND,
     MAGIC,
     MESSAGE,
     MOST_BUFFERS,
@@ -20,11 +22,15 @@ from collective._links.wire import (
     OPEN,
     POST,
     PREFIX_FOLLOWS,
+    RELEASE,
     START,
     TOTAL,
     WITHDRAW,
+    Reference,
     Start,
     WireError,
+    decode_references,
+    decode_release,
     decode_sizes,
 )
 
@@ -56,10 +62,13 @@ class Events(Protocol):
     def on_start(self, channel: int, start: Start) -> None: ...
     def on_data(self, channel: int, size: int) -> Sink: ...
     def on_credit(self, channel: int, credit: int) -> None: ...
-    def on_grant(self, channel: int, serial: int) -> None: ...
+    def on_grant(self, channel: int, serial: int, how: int) -> None: ...
     def on_withdraw(self, channel: int) -> None: ...
     def on_channel_close(self, channel: int, code: int, reason: str) -> None: ...
     def on_bye(self, reason: str) -> None: ...
+    def on_lend(self, channel: int, references: list[Reference]) -> None: ...
+    def on_release(self, numbers: tuple[int, ...]) -> None: ...
+    def on_forget(self, segment: int) -> None: ...
 
 
 class Decoder:
@@ -151,7 +160,13 @@ class Decoder:
                 raise WireError("a port name longer than its frame")
             events.on_open(channel, bytes(inside[:head]), bytes(inside[head:]), credit)
         elif kind == GRANT:
-            events.on_grant(channel, count)
+            events.on_grant(channel, count, head)
+        elif kind == LEND:
+            events.on_lend(channel, decode_references(inside))
+        elif kind == RELEASE:
+            events.on_release(decode_release(inside, count))
+        elif kind == FORGET:
+            events.on_forget(count)
         elif kind == WITHDRAW:
             events.on_withdraw(channel)
         elif kind == CLOSE:

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from collective._links.incoming import Incoming, fresh_memory
-from collective._links.wire import CREDIT, GRANT, WireError, frame_head
+from collective._links.wire import CREDIT, GRANT, PLAIN, STANDING, WireError, frame_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -145,6 +145,15 @@ class Inbox:
             self._hold(size)
         return arriving
 
+    def lend(self, views: dict[int, memoryview]) -> None:
+        """Take those buffers of the arriving message that the sender lends, by their places in it."""
+        arriving = self._arriving
+        if arriving is None or not arriving.granted or arriving.touched or not arriving.fits(views):
+            raise WireError("shared memory for no message, or for one that it does not fit")
+        if arriving.cost <= self._window:
+            self._hold(sum(map(len, views.values())))
+        arriving.lend(views)
+
     def withdraw(self) -> None:
         """Forget the arriving message."""
         arriving, self._arriving = self._arriving, None
@@ -211,7 +220,8 @@ class Inbox:
             return
         if self._on_message is not None or (self._waiters and not self._messages):
             arriving.granted = True
-            self._channel.mux.urge(frame_head(GRANT, self._channel.id, count=arriving.serial))
+            how = (self._allocate is not None and PLAIN) | (self._on_message is not None and STANDING)
+            self._channel.mux.urge(frame_head(GRANT, self._channel.id, count=arriving.serial, head=how))
 
     def complete(self, arriving: Incoming) -> None:
         """Hand over a message that came in pieces."""
@@ -222,16 +232,19 @@ class Inbox:
         """End the channel: there is no memory for a message of it."""
         self._channel.fail(f"a message of {arriving.start.total} bytes does not fit into the receiver's memory")
 
-    def memory_for(self, header: bytes, sizes: Sequence[int]) -> list[memoryview]:
-        """Return the memory that the buffers of a message are read into."""
+    def memory_for(self, header: bytes, sizes: Sequence[int], lent: dict[int, memoryview]) -> list[memoryview]:
+        """Return the memory that the buffers of a message are read into; those that were lent are there already."""
         if self._allocate is not None and self._on_message is not None:
             try:
                 given = self._allocate(header, sizes)
                 if given is not None:
-                    return _fitting(given, sizes)
+                    given = _fitting(given, sizes)
+                    for index, view in lent.items():
+                        given[index][:] = view
+                    return given
             except Exception as error:
                 self._channel.report(error, "its allocate callback failed, so that fresh memory was taken")
-        return [fresh_memory(size) for size in sizes]
+        return [lent[index] if index in lent else fresh_memory(size) for index, size in enumerate(sizes)]
 
 
 def _fitting(given: Sequence[memoryview], sizes: Sequence[int]) -> list[memoryview]:

@@ -53,7 +53,7 @@ class Incoming:
                     self._prefix = fresh_memory(self.start.prefix)
                     self._parts.append(self._prefix)
                 else:
-                    self._take_memory()
+                    self._take_memory({})
             except MemoryError:
                 self._inbox.overwhelmed(self)
                 assert self._discard is not None
@@ -71,10 +71,27 @@ class Incoming:
         if not self.left:
             self._inbox.complete(self)
 
-    def _take_memory(self) -> None:
+    def fits(self, views: dict[int, memoryview]) -> bool:
+        """Whether these can be buffers of the message."""
+        sizes = self.start.sizes or ()
+        return all(index < len(sizes) and len(view) == sizes[index] for index, view in views.items())
+
+    def lend(self, views: dict[int, memoryview]) -> None:
+        """Take buffers that the sender lends, before any data; hand the message over when there is no more to come."""
+        self.touched = True
+        try:
+            self._take_memory(views)
+        except MemoryError:
+            self._inbox.overwhelmed(self)
+            return
+        self.left -= sum(map(len, views.values()))
+        if not self.left:
+            self._inbox.complete(self)
+
+    def _take_memory(self, lent: dict[int, memoryview]) -> None:
         header, sizes = self._described()
-        self._buffers = self._inbox.memory_for(header, sizes)
-        self._parts.extend(buffer for buffer in self._buffers if len(buffer))
+        self._buffers = self._inbox.memory_for(header, sizes, lent)
+        self._parts.extend(buffer for index, buffer in enumerate(self._buffers) if len(buffer) and index not in lent)
 
     def _described(self) -> tuple[bytes, tuple[int, ...]]:
         start = self.start
@@ -91,7 +108,7 @@ class Incoming:
     def message(self) -> Message:
         """Return the message, now that all of it is there."""
         if self._buffers is None:
-            self._take_memory()
+            self._take_memory({})
         assert self._buffers is not None
         assert self.start.header is not None
         return Message(self.start.header, self._buffers)

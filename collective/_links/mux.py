@@ -16,6 +16,7 @@ from collective._links.wire import (
     BYE,
     CHUNK,
     Frame,
+    Reference,
     WireError,
     encode_open,
     frame_head,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from collective._links.carrier import Carrier
     from collective._links.decoder import Sink
+    from collective._links.sharing import Sharing
     from collective._links.wire import Start
 
 _CREDIT_DELAY = 0.002
@@ -153,6 +155,7 @@ class Mux(Link):
             self.end(LinkClosed(f"{self._name()} was closed by this end"))
 
     def statistics(self) -> LinkStatistics:
+        sharing = self.carrier.sharing
         return LinkStatistics(
             kind=self.kind,
             bytes_sent=self._sent,
@@ -160,6 +163,8 @@ class Mux(Link):
             messages_sent=self._messages_sent,
             messages_received=self._messages_received,
             channels=len(self._channels),
+            bytes_lent=sharing.bytes_lent if sharing is not None else 0,
+            bytes_borrowed=sharing.bytes_borrowed if sharing is not None else 0,
         )
 
     def __repr__(self) -> str:
@@ -338,11 +343,30 @@ class Mux(Link):
             found.outbox.add_credit(credit)
             self.ready(found)
 
-    def on_grant(self, channel: int, serial: int) -> None:
+    def on_grant(self, channel: int, serial: int, how: int) -> None:
         found = self._find(channel)
         if found is not None:
-            found.outbox.grant(serial)
+            found.outbox.grant(serial, how)
             self.ready(found)
+
+    def on_lend(self, channel: int, references: list[Reference]) -> None:
+        found = self._find(channel)
+        views = self._sharing().borrow(references)
+        if found is not None and not found.deaf:
+            found.inbox.lend(views)
+        # Otherwise they go back as they are dropped.
+
+    def on_release(self, numbers: tuple[int, ...]) -> None:
+        self._sharing().give_back(numbers)
+
+    def on_forget(self, segment: int) -> None:
+        self._sharing().forget(segment)
+
+    def _sharing(self) -> Sharing:
+        sharing = self.carrier.sharing
+        if sharing is None:
+            raise WireError("shared memory on a link that has none")
+        return sharing
 
     def on_withdraw(self, channel: int) -> None:
         found = self._find(channel)

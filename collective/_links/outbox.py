@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING
 
 from collective._links.wire import (
     CHUNK,
     DATA,
+    HEAD,
     INLINE,
+    LEND,
     MESSAGE,
     MOST_BUFFERS,
     MOST_BYTES,
+    PLAIN,
+    STANDING,
     TOTAL,
     WITHDRAW,
     Frame,
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from collective._links.channel import MuxChannel
+    from collective._links.lending import Loan
     from collective.abc import Buffer
 
 _MOST_PIECES = 256
@@ -53,7 +59,8 @@ class Outgoing:
     """A message that waits for credit, for its turn, or for the other end to ask for it.
 
     One of at most LARGE bytes goes out whole; one within the window goes out in pieces, as far as credit allows; one
-    beyond the window announces itself and goes on, free of charge, once the other end grants it.
+    beyond the window announces itself and goes on, free of charge, once the other end grants it. Where that delivers by
+    callback, and so grants whatever comes, one message goes ahead of its grant.
     """
 
     def __init__(self, header: bytes, buffers: Sequence[Piece], window: int, done: asyncio.Future[None]) -> None:
@@ -76,6 +83,10 @@ class Outgoing:
         self.granted = False
         self.moved = False
         """Whether a DATA frame was taken: from then on the message goes out, whatever happens."""
+        self.lendable = not self.whole and prefix + TOTAL.size <= INLINE and any(len(view) > LARGE for view in buffers)
+        """Whether some of it may go through memory that the other end reads in place."""
+        self.loan: Loan | None = None
+        self.copied = 0
         self._parts: deque[memoryview] = deque()
 
     def start(self, channel: int, serial: int) -> bytes:
@@ -84,6 +95,17 @@ class Outgoing:
         frame, prefix = encode_start(channel, self.total, self.header, encode_sizes(self.buffers))
         self._parts.extend(memoryview(part) for part in (prefix, *self.buffers) if len(part))
         return frame
+
+    def lend(self, channel: int, loan: Loan) -> Frame:
+        """Return a LEND frame, which takes the place of the data of what is lent."""
+        lent = {index for index, *_ in loan.shares}
+        self._parts = deque(memoryview(b) for at, b in enumerate(self.buffers) if len(b) and at not in lent)
+        self.left -= loan.size
+        self.moved = True
+        self.copied = loan.copied
+        body = loan.references()
+        frame = frame_head(LEND, channel, count=len(lent), body=len(body)) + body
+        return Frame([frame], len(frame), None if self.left else self)
 
     def take(self, channel: int, limit: int) -> Frame:
         """Return a DATA frame with at most `limit` of the bytes that are left."""
@@ -109,8 +131,15 @@ class Outgoing:
 
     def fail(self, error: Exception) -> None:
         """Tell the sender that its message was cut off."""
+        self.drop_loan()
         if not self.done.done():
             self.done.set_exception(error)
+
+    def drop_loan(self) -> None:
+        """Give up what it has taken of shared memory and not lent."""
+        loan, self.loan = self.loan, None
+        if loan is not None:
+            loan.drop()
 
     def detach(self) -> None:
         """Copy what was not taken yet."""
@@ -129,6 +158,10 @@ class Outbox:
         self._queue: deque[bytes | Outgoing] = deque()
         self._waiting = 0
         self._starts = 0
+        self._how = 0
+        """What the last grant said beside its serial."""
+        self._ahead = 0
+        """The message that goes ahead of its grant."""
         self._last: Outgoing | None = None
         self._close_frame: bytes | None = None
 
@@ -182,6 +215,7 @@ class Outbox:
         elif message in self._queue:
             self._queue.remove(message)
             self._waiting -= 1
+            message.drop_loan()
             if message.serial:
                 mux.urge(frame_head(WITHDRAW, self._channel.id))
             mux.ready(self._channel)
@@ -192,12 +226,24 @@ class Outbox:
         if self._credit > self._window:
             raise WireError(f"{self._credit} bytes of credit on a channel with a window of {self._window}")
 
-    def grant(self, serial: int) -> None:
+    def grant(self, serial: int, how: int) -> None:
         """Let a message beyond the window go, now that the other end asks for it."""
+        self._how = how
+        if serial == self._ahead:
+            self._ahead = 0
         head = self._queue[0] if self._queue else None
-        # Any other serial is that of a message that was withdrawn while its grant was under way.
-        if isinstance(head, Outgoing) and head.serial == serial:
-            head.granted = True
+        # Any other serial is that of a message that went ahead of its grant, or was withdrawn.
+        if isinstance(head, Outgoing) and head.serial and not head.eager and not head.granted:
+            self._permit(head, asked=head.serial == serial)
+
+    def _permit(self, message: Outgoing, *, asked: bool) -> None:
+        """Let a message beyond the window go if the other end asked for it, or takes whatever comes: one at a time."""
+        if not asked:
+            if self._ahead or not self._how & STANDING:
+                return
+            self._ahead = message.serial
+        message.granted = True
+        message.lendable &= not self._how & PLAIN
 
     def sendable(self) -> bool:
         """Whether `next_frame` has something."""
@@ -210,15 +256,32 @@ class Outbox:
             return self._credit >= head.cost
         if not head.serial:
             return not head.eager or self._credit >= head.start_cost
-        return self._credit > 0 if head.eager else head.granted
+        if not (self._credit > 0 if head.eager else head.granted):
+            return False
+        return head.moved or not head.lendable or self._lend(head)
+
+    def _lend(self, message: Outgoing) -> bool:
+        """See to it that the large buffers of a message are where the other end reads them. Return whether they are.
+
+        Where there is no such memory, or it is full, the message goes as data.
+        """
+        loan = message.loan
+        if loan is None:
+            sharing = self._channel.mux.carrier.sharing
+            loan = message.loan = sharing.loan(message.buffers) if sharing is not None else None
+            if loan is None:
+                message.lendable = False
+                return True
+            loan.begin(partial(self._channel.mux.ready, self._channel))
+        return loan.ready and (not message.eager or self._credit >= loan.size)
 
     def next_frame(self) -> Frame:
         """Return the next frame; there is one."""
         if not self._queue:
             assert self._close_frame is not None
-            frame, self._close_frame = self._close_frame, None
+            close, self._close_frame = self._close_frame, None
             self._channel.close_written()
-            return Frame([frame], len(frame), None)
+            return Frame([close], len(close), None)
         head = self._queue[0]
         if not isinstance(head, Outgoing):
             return self._encoded()
@@ -226,25 +289,33 @@ class Outbox:
             self._pop(head)
             self._credit -= head.cost
             owed = self._channel.inbox.take_owed()
-            frame = encode_message(MESSAGE, self._channel.id, owed, head.header, head.buffers, head.total)
+            whole = encode_message(MESSAGE, self._channel.id, owed, head.header, head.buffers, head.total)
             head.written()
-            return Frame([frame], len(frame), None)
+            return Frame([whole], len(whole), None)
         if not head.serial:
             self._starts = (self._starts % 0xFFFFFFFF) + 1
-            frame = head.start(self._channel.id, self._starts)
+            start = head.start(self._channel.id, self._starts)
             if head.eager:
                 self._credit -= head.start_cost
+            else:
+                self._permit(head, asked=False)
             if not head.left:
                 self._pop(head)
                 head.written()
-            return Frame([frame], len(frame), None)
-        data = head.take(self._channel.id, min(CHUNK, self._credit) if head.eager else CHUNK)
+            return Frame([start], len(start), None)
+        if head.loan is not None:
+            loan, head.loan = head.loan, None
+            frame = head.lend(self._channel.id, loan)
+            size = loan.size
+        else:
+            frame = head.take(self._channel.id, min(CHUNK, self._credit) if head.eager else CHUNK)
+            size = frame.size - HEAD.size
         if head.eager:
-            self._credit -= data.size - len(data.pieces[0])
+            self._credit -= size
         if not head.left:
             self._pop(head)
             self._last = head
-        return data
+        return frame
 
     def _encoded(self) -> Frame:
         """Return the encoded messages at the head of the queue, as many as fit into a chunk."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from collective._links.listening import LocalKind
 from collective._links.outlook import Outlook, several_cpus
 from collective._links.poller import Poller, join, leave
-from collective._links.stream import StreamCarrier, cause_of, rest_of
+from collective._links.stream import StreamCarrier, rest_of
 from collective._links.switching import SwitchingCarrier
 from collective._links.wire import WireError
 
@@ -75,6 +75,7 @@ class ShmCarrier(SwitchingCarrier):
                 writer.publish()
                 if owner is not None:
                     owner.written()
+                    budget -= owner.copied
                 budget -= size
                 if budget <= 0:
                     self._more = True
@@ -189,19 +190,20 @@ class ShmCarrier(SwitchingCarrier):
     # Death.
 
     def _socket_readable(self) -> None:
+        assert self.sharing is not None
         try:
-            data = self._sock.recv(1)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._die(cause_of(error))
-        else:
-            self._die("it wrote to the socket" if data else "connection ended")
+            self.sharing.look()
+        except WireError as error:
+            self._ended(f"it does not speak this protocol ({error})")
+
+    def _socket_ended(self, cause: str) -> None:
+        self._die(cause)
 
     def _process_died(self) -> None:
         if self._fallen_back:
             super()._process_died()
         elif not self._closed:
+            self._peer_dead = True
             self._close_process()
             if not self._switched:
                 self._negotiate()  # Its answer may be there, and in the memory what it said.

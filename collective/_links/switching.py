@@ -13,6 +13,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from collective._links import region, ring
+from collective._links.sharing import Sharing
 from collective._links.stream import StreamCarrier, cause_of
 from collective._links.wire import WireError
 
@@ -38,10 +39,15 @@ class SwitchingCarrier(StreamCarrier):
         self._region: Region | None = None
         self._switched = False
         self._fallen_back = False
+        self._peer_dead = False
 
     @abstractmethod
     def _use(self, region: Region) -> None:
-        """Read and write there from now on; the socket only tells of the other end's death."""
+        """Read and write there from now on; the socket brings descriptors, and tells of the other end's death."""
+
+    @abstractmethod
+    def _socket_ended(self, cause: str) -> None:
+        """Take note that the socket has told of the other end's death."""
 
     def start(self, source: FrameSource) -> None:
         self._source = source
@@ -126,6 +132,7 @@ class SwitchingCarrier(StreamCarrier):
         if switch:
             assert self._region is not None
             self._switched = True
+            self.sharing = Sharing(self._sock, self._source.urge, self._socket_ended)
             self._use(self._region)
         else:
             self._drop_region()
@@ -141,6 +148,8 @@ class SwitchingCarrier(StreamCarrier):
     def close(self) -> None:
         if self._closed:
             return
+        if self.sharing is not None:
+            self.sharing.close(self._process, dead=self._peer_dead)
         self._drop_region()
         self._drop_descriptors()
         super().close()
@@ -148,6 +157,8 @@ class SwitchingCarrier(StreamCarrier):
     def drop(self) -> None:
         super().drop()
         self._drop_descriptors()
+        if self.sharing is not None:
+            self.sharing.drop()
         if self._region is not None:
             self._region.drop()
 

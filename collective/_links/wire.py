@@ -6,7 +6,9 @@ Every frame is a fixed head, then `body` bytes:
 
 A message is a prefix (the sizes of its `count` buffers, 8 bytes each, then its header of `head` bytes) and its
 buffers. A small one is one MESSAGE or POST frame. A larger one is a START, whose body is the message's total and,
-where it fits, the prefix; then DATA frames carry the rest, so that other channels' frames go in between.
+where it fits, the prefix; then DATA frames carry the rest, so that other channels' frames go in between. Where the two
+ends share memory, a LEND may come before the first of these, with references to buffers that are read in place and do
+not come as data; RELEASE gives such memory back by the references' numbers, and FORGET ends a segment of it.
 
 What does not parse raises WireError, which ends this link and nothing else.
 """
@@ -14,6 +16,7 @@ What does not parse raises WireError, which ends this link and nothing else.
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from collective.abc import LARGE
@@ -25,9 +28,17 @@ HEAD = struct.Struct("<HBBIIIIQ")
 TOTAL = struct.Struct("<Q")
 MAGIC = 0x6C67
 
-OPEN, MESSAGE, POST, START, DATA, CREDIT, GRANT, WITHDRAW, CLOSE, BYE = range(1, 11)
+REFERENCE = struct.Struct("<IIQQQ")
+SHOWN = struct.Struct("<QQ")
+"""What goes over the socket with a segment's descriptor: its number and its size."""
+
+OPEN, MESSAGE, POST, START, DATA, CREDIT, GRANT, WITHDRAW, CLOSE, BYE, LEND, RELEASE, FORGET = range(1, 14)
 PREFIX_FOLLOWS = 1
 """Flag of START: the prefix does not fit there; it is the first part of the data."""
+
+PLAIN, STANDING = 1, 2
+"""What a GRANT says beside its serial: all is to come as data, into memory that the receiver gives; and of the next
+messages beyond the window one may always come before it is granted."""
 
 CHUNK = 128 << 10
 """Most payload bytes of a DATA frame: what a small frame may have to wait behind."""
@@ -54,7 +65,12 @@ class Frame(NamedTuple):
 
 
 class Written(Protocol):
-    """Waits for a frame to be out of its hands."""
+    """Waits for a frame to be out of its hands.
+
+    :ivar copied: bytes that were copied for it beside the frame, in the same turn of the loop.
+    """
+
+    copied: int
 
     def written(self) -> None: ...
 
@@ -76,6 +92,20 @@ class Start(NamedTuple):
     def prefix(self) -> int:
         """Bytes of the prefix."""
         return 8 * self.buffers + self.head
+
+
+class Reference(NamedTuple):
+    """Where a buffer of a message is: in which segment of the sender, from which byte on.
+
+    :param place: which buffer of the message it is.
+    :param number: by which it is given back; unique on the link.
+    """
+
+    place: int
+    segment: int
+    number: int
+    offset: int
+    size: int
 
 
 def message_cost(total: int, count: int) -> int:
@@ -129,3 +159,26 @@ def decode_sizes(table: memoryview, expected: int) -> tuple[int, ...]:
     if sum(sizes) != expected:
         raise WireError(f"buffer sizes add up to {sum(sizes)}, not {expected}")
     return sizes
+
+
+def decode_references(inside: memoryview) -> list[Reference]:
+    """Read what a LEND frame holds."""
+    if not inside or len(inside) % REFERENCE.size:
+        raise WireError(f"references of {len(inside)} bytes")
+    references = [Reference(*fields) for fields in REFERENCE.iter_unpack(inside)]
+    if any(later.place <= earlier.place for earlier, later in pairwise(references)):
+        raise WireError("references to buffers out of their order")
+    return references
+
+
+def encode_release(numbers: Sequence[int]) -> bytes:
+    """Return a RELEASE frame."""
+    body = struct.pack(f"<{len(numbers)}Q", *numbers)
+    return HEAD.pack(MAGIC, RELEASE, 0, 0, len(numbers), 0, 0, len(body)) + body
+
+
+def decode_release(inside: memoryview, count: int) -> tuple[int, ...]:
+    """Read what a RELEASE frame holds."""
+    if len(inside) != 8 * count:
+        raise WireError(f"{count} numbers in {len(inside)} bytes")
+    return struct.unpack(f"<{count}Q", inside)

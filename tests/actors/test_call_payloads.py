@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,8 @@ from actor_harness import run, team
 
 from actors import Actor
 from actors._pickling import dumps, loads
+from collective._links.ring import usable
+from collective.links import allocate, arena_statistics
 
 
 @dataclass
@@ -104,6 +107,44 @@ def test_tensors_arrive_in_memory_of_their_own(kind: str) -> None:
             assert not there["array"].flags.writeable
 
     run(kind, main())
+
+
+@pytest.mark.skipif(not usable(), reason="rings need the store order of x86")
+def test_over_shared_memory_large_arrays_and_tensors_are_read_in_place() -> None:
+    torch = pytest.importorskip("torch")
+    size = 1 << 20
+
+    async def used(expected: int) -> None:
+        while arena_statistics().used != expected:
+            gc.collect()
+            await asyncio.sleep(0.001)
+
+    async def main() -> None:
+        async with asyncio.timeout(20), team("shm", Keeper) as keepers:
+            await keepers[0].keep(np.ones(size, np.uint8))
+            await used(size)
+            assert keepers.instances[0].value.sum() == size
+            await keepers[0].keep(torch.ones(size, dtype=torch.uint8))
+            await used(size)
+            assert keepers.instances[0].value.sum() == size
+            block = allocate(size)
+            tensor = torch.frombuffer(block.memory, dtype=torch.float32).fill_(1)
+            await keepers[0].keep(tensor)
+            await used(size)
+            kept = keepers.instances[0].value
+            filled = await keepers[0].fill(tensor[1000:], 5)
+            assert (filled == 5).all()
+            assert kept.all()
+            assert (tensor == 1).all()
+            tensor[3] = 7
+            assert kept[3] == 7
+            assert kept.fill_(9).data_ptr() % 4096 == 0
+            assert tensor[3] == 7
+            del filled, kept, tensor, block
+            await keepers[0].keep(None)
+            await used(0)
+
+    run("shm", main())
 
 
 def test_a_tensor_takes_the_memory_that_arrived() -> None:

@@ -34,6 +34,22 @@ def hold(channel: Channel) -> None:
     held.append(channel)
 
 
+def keep(channel: Channel) -> None:
+    """Receive, keep what came, and say that it did."""
+
+    def on_message(message: Message) -> None:
+        kept.append(message)
+        channel.send_nowait(b"kept")
+
+    channel.subscribe(on_message, lambda _: None)
+
+
+def give_and_die(channel: Channel) -> None:
+    """Send a large buffer, and die when the other end has it."""
+    giving.append(asyncio.create_task(channel.send(b"given", [b"g" * (3 << 20)])))
+    channel.subscribe(lambda _: os._exit(0), lambda _: None)
+
+
 def sink(channel: Channel) -> None:
     channel.subscribe(lambda _: None, lambda _: None)
 
@@ -85,6 +101,8 @@ def sockets() -> set[str]:
 
 
 held: list[Channel] = []
+kept: list[Message] = []
+giving: list[asyncio.Task[None]] = []
 sockets_of_links: set[str] = set()
 sockets_at_start: set[str] = set()
 
@@ -94,7 +112,7 @@ async def main(kind: str, directory: str) -> None:
     sockets_at_start.update(sockets())
     async with await open_endpoint(kinds=(kind,), directory=directory) as endpoint:
         endpoint.grant(KEY)
-        for serve in (echo, hold, sink, say_and_die, fork_and_die, fork_and_look, note_sockets):
+        for serve in (echo, hold, keep, give_and_die, sink, say_and_die, fork_and_die, fork_and_look, note_sockets):
             endpoint.serve(serve.__name__, serve)
         sys.stdout.write(json.dumps(dataclasses.asdict(endpoint.address)) + "\n")
         sys.stdout.flush()

@@ -177,6 +177,10 @@ NONSENSE = {
     "a start longer than it says": head(w.START, count=1, body=8) + struct.pack("<Q", 500),
     "data nobody asked for": w.encode_start(2, 5000, b"", struct.pack("<Q", 4992))[0] + head(w.DATA, body=9) + bytes(9),
     "a withdrawal of nothing": head(w.WITHDRAW),
+    "memory lent where none is shared": START + head(w.LEND, body=w.REFERENCE.size) + w.REFERENCE.pack(0, 0, 1, 0, 492),
+    "references that are cut off": START + head(w.LEND, body=9) + bytes(9),
+    "memory given back that nobody lent": w.encode_release([1]),
+    "a segment gone that was never there": head(w.FORGET, 0, count=1),
     "credit from nowhere": head(w.CREDIT, credit=1),
     "credit by a message": w.encode_message(w.MESSAGE, 2, 9, b"", [], 0),
 }

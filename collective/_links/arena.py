@@ -1,0 +1,353 @@
+"""The arena: memory of this process that processes of its host read in place.
+
+It consists of segments, each a memory file, which a link shows to its other end once. A large message is copied into a
+part of a segment, an extent, and only where that is travels over the link. An extent is free again when all who use it
+have let go: its owner, and each receiver. Space is taken first-fit, so that the same warm pages are used again.
+
+One arena serves all loops of a process. Any thread may use it; what lets go of extents may be the garbage collector,
+in the middle of anything, so that letting go never waits for the lock.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import weakref
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from time import monotonic
+from typing import Final, Protocol
+
+import numpy as np
+
+from collective._links import mapping
+from collective._links.mapping import Access, round_up
+from collective.types import ArenaStatistics
+
+_SEGMENT: Final = 64 << 20
+"""Bytes of a segment, unless an extent needs more. Pages that were never written take no memory."""
+_WARM: Final = 256 << 20
+"""Bytes of segments in which nothing is used that are kept for later."""
+_LIMIT: Final = 1 << 30
+DYING_SECONDS: Final = 1.0
+"""For how long a link's end may be the first sign of the other process's death."""
+
+
+def default_limit() -> int:
+    """Return how many bytes an arena may map: GANGLINE_ARENA_BYTES, else an eighth of the memory, at most 1 GiB."""
+    wish = os.environ.get("GANGLINE_ARENA_BYTES")
+    if wish:
+        return int(wish)
+    return min(_LIMIT, os.sysconf("SC_PHYS_PAGES") * mapping.PAGE // 8)
+
+
+class User(Protocol):
+    """A link that has shown segments to its other end."""
+
+    def segment_gone(self, number: int) -> None:
+        """Learn, in any thread, that a segment is no more."""
+        ...
+
+
+class Extent:
+    """A part of a segment. Free when `uses` is 0."""
+
+    __slots__ = ("is_block", "nbytes", "offset", "owned", "segment", "size", "uses")
+
+    def __init__(self, segment: Segment, offset: int, nbytes: int) -> None:
+        self.segment = segment
+        self.offset = offset
+        self.nbytes = nbytes
+        self.size = round_up(nbytes)
+        self.uses = 1
+        self.is_block = False
+        self.owned = False
+        """Whether it is a block whose owner has not let go."""
+
+    @property
+    def array(self) -> np.ndarray:
+        """Its bytes, to write."""
+        return self.segment.array[self.offset : self.offset + self.nbytes]
+
+
+class Segment:
+    """A memory file of the arena. Its number is never used again in this process."""
+
+    def __init__(self, number: int, nbytes: int) -> None:
+        self.number = number
+        self.nbytes = nbytes
+        self.file = mapping.create("gangline-arena", nbytes)
+        self.array, self.pages = self.file.map(Access.WRITE)
+        mapping.forbid_writing(self.file)
+        self.users: weakref.WeakSet[User] = weakref.WeakSet()
+        self.blocks: list[tuple[int, Extent]] = []
+        """The extents that are blocks, by their offsets."""
+        self.retired = False
+        """Whether a receiver whose link has ended may still read something of it: nothing new is put there."""
+        self._free = [(0, nbytes)]
+
+    @property
+    def unused(self) -> int:
+        """Bytes that nobody uses."""
+        return sum(size for _, size in self._free)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody uses any of it."""
+        return self._free == [(0, self.nbytes)]
+
+    def take(self, nbytes: int) -> Extent | None:
+        """Return a free extent, the first that is large enough."""
+        size = round_up(nbytes)
+        for at, (offset, room) in enumerate(self._free):
+            if room >= size:
+                if room > size:
+                    self._free[at] = (offset + size, room - size)
+                else:
+                    del self._free[at]
+                return Extent(self, offset, nbytes)
+        return None
+
+    def give_back(self, extent: Extent) -> None:
+        """Make an extent free."""
+        free = self._free
+        start, stop = extent.offset, extent.offset + extent.size
+        at = bisect_right(free, (start, 0))
+        if at < len(free) and free[at][0] == stop:
+            stop += free.pop(at)[1]
+        if at and sum(free[at - 1]) == start:
+            at -= 1
+            start = free.pop(at)[0]
+        free.insert(at, (start, stop - start))
+
+
+class _Owned(np.ndarray):
+    """The memory of a block; who looks at any of it keeps it alive."""
+
+
+class Block:
+    """Memory that its owner writes, and that links of shared memory send without copying it.
+
+    Sending `memory`, a part of it, or an array in it, any number of times and to any number of processes of this host,
+    shows it to the receivers: it must not be changed until they have let go, or they see that. Links of other kinds
+    copy. It is freed when `memory` and all that was made from it are gone here, and every receiver's arrays too.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self.memory = memory
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.memory.nbytes
+
+
+class Arena:
+    """The segments of one process. `limit` bounds the bytes that they map."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._segments: list[Segment] = []
+        self._numbers = 0
+        self._users: weakref.WeakSet[User] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._let_go: deque[Extent] = deque()
+        self._dying: list[tuple[int, float, list[Extent]]] = []
+        self._blocks = 0
+        self._dropped = False
+
+    def allocate(self, nbytes: int) -> Block:
+        """Return new memory, whose contents are undefined.
+
+        Raises:
+            MemoryError: the arena has reached its limit, or the system has no more.
+        """
+        extent = self.take(nbytes)
+        if extent is None:
+            raise MemoryError(
+                f"no {nbytes} bytes of shared memory: the arena may have {self.limit}, set by GANGLINE_ARENA_BYTES"
+            )
+        owned = extent.array.view(_Owned)
+        with self._lock:
+            key = extent.segment.pages.keep(extent.offset, extent.offset + nbytes)
+            extent.is_block = extent.owned = True
+            insort(extent.segment.blocks, (extent.offset, extent), key=_offset)
+            self._blocks += 1
+        weakref.finalize(owned, self._disown, extent, key).atexit = False
+        return Block(owned.data)
+
+    def take(self, nbytes: int) -> Extent | None:
+        """Return an extent with one use, or None where the limit is reached or the system has no more memory."""
+        self.settle()
+        with self._lock:
+            for segment in self._segments:
+                if not segment.retired and (extent := segment.take(nbytes)) is not None:
+                    return extent
+            size = max(round_up(nbytes), min(_SEGMENT, self.limit - self._mapped()))
+            if nbytes <= 0 or self._dropped or self._mapped() + size > self.limit:
+                return None
+            try:
+                segment = Segment(self._numbers, size)
+            except OSError:  # no descriptors, no memory, or a sandbox: links go on without
+                return None
+            self._numbers += 1
+            self._segments.append(segment)
+            return segment.take(nbytes)
+
+    def find(self, view: memoryview | bytes) -> tuple[Extent, int] | None:
+        """Return the extent of the block that a buffer lies in, with one more use, and where in it the buffer is."""
+        if not self._blocks or type(view) is bytes:
+            return None
+        address: int = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+        with self._lock:
+            for segment in self._segments:
+                offset = address - segment.pages.address
+                if 0 <= offset < segment.nbytes:
+                    at = bisect_right(segment.blocks, offset, key=_offset) - 1
+                    extent = segment.blocks[at][1] if at >= 0 else None
+                    if extent is None or offset + len(view) > extent.offset + extent.nbytes:
+                        return None
+                    extent.uses += 1
+                    return extent, offset - extent.offset
+        return None
+
+    def release(self, extent: Extent) -> None:
+        """Take one use away. In any thread, also within a finalizer."""
+        self._let_go.append(extent)
+        self._drain()
+
+    def join(self, user: User) -> None:
+        """Take note of a link that may show segments to its other end."""
+        self._users.add(user)
+
+    def leave(self, user: User, lent: list[Extent], process: int, *, dead: bool) -> None:
+        """Take note that a link has ended, with what its other end has not given back.
+
+        Who is on the other end may still read that: where it is not found dead soon, the segments of these extents are
+        retired. They go when all else in them is free, and the receiver's mapping keeps what it holds.
+
+        :param process: a pidfd of the other end, which stays the caller's, or -1.
+        :param dead: whether the other end is known to be dead.
+        """
+        self._users.discard(user)
+        if lent and process >= 0 and not dead:
+            self._dying.append((os.dup(process), monotonic() + DYING_SECONDS, lent))
+        else:
+            self._give_up(lent, dead=dead)
+        self.settle()
+        self._trim()
+
+    def statistics(self) -> ArenaStatistics:
+        """Return what is used, and by whom."""
+        self.settle()
+        with self._lock:
+            mapped = self._mapped()
+            return ArenaStatistics(
+                limit=self.limit,
+                mapped=mapped,
+                used=mapped - sum(segment.unused for segment in self._segments),
+                owned=sum(block.size for segment in self._segments for _, block in segment.blocks if block.owned),
+                segments=len(self._segments),
+            )
+
+    def drop(self) -> None:
+        """Do nothing more, in a forked child."""
+        self._dropped = True
+        for process, _, _ in self._dying:
+            os.close(process)
+
+    def _mapped(self) -> int:
+        return sum(segment.nbytes for segment in self._segments)
+
+    def _disown(self, extent: Extent, key: int) -> None:
+        extent.owned = False
+        extent.segment.pages.let_go(key)
+        self.release(extent)
+
+    def settle(self) -> None:
+        """See which of the ends that have left are dead, and free what is free. Every other call does this as well."""
+        if self._dying and not self._dropped:
+            with self._lock:
+                dying, self._dying = self._dying, []
+            for entry in dying:
+                process, deadline, lent = entry
+                dead = bool(select.select([process], [], [], 0)[0])
+                if not dead and monotonic() < deadline:
+                    self._dying.append(entry)
+                    continue
+                os.close(process)
+                self._give_up(lent, dead=dead)
+        self._drain()
+
+    def _give_up(self, lent: list[Extent], *, dead: bool) -> None:
+        for extent in lent:
+            extent.segment.retired |= not dead
+            self._let_go.append(extent)
+
+    def _drain(self) -> None:
+        # A finalizer that comes while somebody has the lock, perhaps its own thread, leaves its work to the next call.
+        while self._let_go and not self._dropped and self._lock.acquire(False):
+            try:
+                while self._let_go:
+                    self._take_away(self._let_go.popleft())
+            finally:
+                self._lock.release()
+
+    def _take_away(self, extent: Extent) -> None:
+        extent.uses -= 1
+        if extent.uses:
+            return
+        segment = extent.segment
+        if extent.is_block:
+            del segment.blocks[bisect_left(segment.blocks, extent.offset, key=_offset)]
+            self._blocks -= 1
+        segment.give_back(extent)
+        if segment.idle and (segment.retired or not self._users or self._idle() > _WARM):
+            self._remove(segment)
+
+    def _idle(self) -> int:
+        return sum(segment.nbytes for segment in self._segments if segment.idle)
+
+    def _trim(self) -> None:
+        """Keep nothing warm where no link is left."""
+        if self._users or self._dropped:
+            return
+        with self._lock:
+            for segment in [segment for segment in self._segments if segment.idle]:
+                self._remove(segment)
+
+    def _remove(self, segment: Segment) -> None:
+        self._segments.remove(segment)
+        segment.file.close()
+        for user in list(segment.users):
+            user.segment_gone(segment.number)
+
+
+def _offset(entry: tuple[int, Extent]) -> int:
+    return entry[0]
+
+
+_arena: Arena | None = None
+_making = threading.Lock()
+
+
+def arena() -> Arena:
+    """Return this process's arena, made at first use."""
+    global _arena
+    if _arena is None:
+        with _making:
+            if _arena is None:
+                _arena = Arena(default_limit())
+    return _arena
+
+
+def _in_child() -> None:
+    global _arena, _making
+    _making = threading.Lock()  # Another thread of the parent may have held it.
+    if _arena is not None:
+        _arena.drop()
+        _arena = None
+
+
+os.register_at_fork(after_in_child=_in_child)

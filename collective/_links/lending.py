@@ -1,0 +1,206 @@
+"""What one end of a link lends to the other: which segments it has shown, and which extents have not come back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from collective._core.offload import LONG, offload
+from collective._links import mapping
+from collective._links.arena import DYING_SECONDS, Extent, arena
+from collective._links.wire import FORGET, REFERENCE, SHOWN, WireError, frame_head
+from collective.abc import LARGE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from collective._links.arena import Segment
+    from collective._links.wire import Piece
+
+MOST_SEGMENTS: Final = 256
+"""Segments that one end may have shown to the other."""
+MOST_REFERENCES: Final = 2000
+"""Buffers of one message that may be lent: their references fit into one frame."""
+
+
+class Lender:
+    """The lending half of one link's sharing."""
+
+    def __init__(self, sock: socket.socket, urge: Callable[[bytes], None]) -> None:
+        self._sock = sock
+        self._urge = urge
+        self._loop = asyncio.get_running_loop()
+        self._shown: set[int] = set()
+        self._lent: dict[int, Extent] = {}
+        self._numbers = 0
+        self._closed = False
+        self._arena = arena()
+        self._arena.join(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the other end holds."""
+        return sum(extent.nbytes for extent in self._lent.values())
+
+    def loan(self, buffers: Sequence[Piece]) -> Loan | None:
+        """Find room for the large ones of a message's buffers, as far as there is any; None where there is none."""
+        loan = Loan(self)
+        for index, buffer in enumerate(buffers):
+            if len(buffer) > LARGE and len(loan.shares) < MOST_REFERENCES:
+                found = self._arena.find(buffer)
+                extent, start = found or (self._arena.take(len(buffer)), 0)
+                if extent is None:
+                    break
+                if not self._show(extent.segment):
+                    self._arena.release(extent)
+                    break
+                loan.add(index, extent, start, buffer, copied=found is None)
+        return loan if loan.shares else None
+
+    def lend(self, extent: Extent) -> int:
+        """Count a use of an extent as the other end's from now on; return the number by which it is given back."""
+        self._numbers += 1
+        self._lent[self._numbers] = extent
+        return self._numbers
+
+    def give_back(self, numbers: Sequence[int]) -> None:
+        """Take what the other end does not use any more. Raises: WireError."""
+        for number in numbers:
+            extent = self._lent.pop(number, None)
+            if extent is None:
+                raise WireError(f"shared memory {number} was given back, which was not lent")
+            self._arena.release(extent)
+
+    def keep(self, extent: Extent) -> None:
+        """Let go of an extent that was not lent after all."""
+        self._arena.release(extent)
+
+    def segment_gone(self, number: int) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop is closed, and the link with it.
+            self._loop.call_soon_threadsafe(self._forget, number)
+
+    def close(self, process: int, *, dead: bool) -> None:
+        """The link has ended; see `Arena.leave`."""
+        if not self._closed:
+            self._closed = True
+            lent, self._lent = list(self._lent.values()), {}
+            self._arena.leave(self, lent, process, dead=dead)
+            if lent and not self._loop.is_closed():
+                self._loop.call_later(DYING_SECONDS, self._arena.settle)
+
+    def _forget(self, number: int) -> None:
+        if number in self._shown and not self._closed:
+            self._shown.remove(number)
+            self._urge(frame_head(FORGET, 0, count=number))
+
+    def _show(self, segment: Segment) -> bool:
+        """Send the other end a segment's descriptor, if it does not have it. Return whether it has."""
+        if segment.number in self._shown:
+            return True
+        if len(self._shown) >= MOST_SEGMENTS:
+            return False
+        record = SHOWN.pack(segment.number, segment.nbytes)
+        try:
+            count = socket.send_fds(self._sock, [record], [segment.file.descriptor])
+        except OSError:  # It does not read, or has ended, which is told elsewhere: its frames go without.
+            return False
+        if count != len(record):
+            # Never seen of so few bytes. The other end waits for the rest of a record that nobody will send.
+            self._sock.shutdown(socket.SHUT_RDWR)
+            return False
+        self._shown.add(segment.number)
+        segment.users.add(self)
+        return True
+
+
+class Loan:
+    """The large buffers of one message, on their way into shared memory.
+
+    :ivar shares: which buffer of the message, its extent, where in it the buffer begins, and its size.
+    """
+
+    def __init__(self, lender: Lender) -> None:
+        self.shares: list[tuple[int, Extent, int, int]] = []
+        self.size = 0
+        """Bytes of all of them."""
+        self.copied = 0
+        """Bytes that `begin` copied in the caller's turn of the loop."""
+        self.ready = False
+        self._lender = lender
+        self._copies: list[tuple[np.ndarray, np.ndarray]] = []
+        self._copying = False
+        self._dropped = False
+
+    def add(self, index: int, extent: Extent, start: int, buffer: Piece, *, copied: bool) -> None:
+        """Add a buffer, which `begin` copies into the extent unless it is there."""
+        size = len(buffer)
+        self.shares.append((index, extent, start, size))
+        self.size += size
+        if copied:
+            self._copies.append((extent.array, np.frombuffer(buffer, np.uint8)))
+
+    def begin(self, then: Callable[[], None]) -> None:
+        """Copy what has to be: at once where that is quick, else off the loop, calling `then` when it is done."""
+        total = sum(source.nbytes for _, source in self._copies)
+        if total <= LONG:
+            self._copied(self._copies)
+            self.copied = total
+            self.ready = True
+            self._copies = []
+            return
+        self._copying = True
+        first, second = _halves(self._copies)
+        both = asyncio.gather(offload(partial(self._copied, first)), offload(partial(self._copied, second)))
+        both.add_done_callback(lambda _: self._done(then))
+
+    def references(self) -> bytes:
+        """Hand the extents over; return what tells the other end where they are."""
+        shares, self.shares = self.shares, []
+        return b"".join(
+            REFERENCE.pack(index, extent.segment.number, self._lender.lend(extent), extent.offset + start, size)
+            for index, extent, start, size in shares
+        )
+
+    def drop(self) -> None:
+        """The message is not sent after all."""
+        self._dropped = True
+        if not self._copying:
+            self._release()
+
+    @staticmethod
+    def _copied(copies: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        for target, source in copies:
+            np.copyto(target, source)
+
+    def _done(self, then: Callable[[], None]) -> None:
+        self._copies = []
+        self._copying = False
+        self.ready = True
+        if self._dropped:
+            self._release()
+        else:
+            then()
+
+    def _release(self) -> None:
+        shares, self.shares = self.shares, []
+        for _, extent, _, _ in shares:
+            self._lender.keep(extent)
+
+
+def _halves(
+    copies: list[tuple[np.ndarray, np.ndarray]],
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]:
+    """Cut copies into two lists of about the same number of bytes."""
+    first, second = [], []
+    left = sum(source.nbytes for _, source in copies) // 2
+    for target, source in copies:
+        cut = min(source.nbytes, left // mapping.PAGE * mapping.PAGE)
+        left -= cut
+        first.append((target[:cut], source[:cut]))
+        second.append((target[cut:], source[cut:]))
+    return first, second

@@ -1,0 +1,124 @@
+"""How the two ends of a link read each other's memory in place, once it has switched to shared memory.
+
+What is lent travels as references in the frames of the link, the descriptors of the memory over its socket. A segment
+is sent there before the frame that first refers to it, so that who reads such a frame finds it there.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from collective._links.wire import SHOWN, WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from collective._links.borrowing import Borrower
+    from collective._links.lending import Lender, Loan
+    from collective._links.wire import Piece, Reference
+
+
+class Sharing:
+    """Both directions of one link. Made without cost: each direction begins at its first use.
+
+    :param urge: sends a control frame.
+    :param ended: is told why, when the socket has ended.
+    """
+
+    def __init__(self, sock: socket.socket, urge: Callable[[bytes], None], ended: Callable[[str], None]) -> None:
+        self._sock = sock
+        self._urge = urge
+        self._ended = ended
+        self._lender: Lender | None = None
+        self._borrower: Borrower | None = None
+        self._came = b""
+        self._descriptors: list[int] = []
+
+    @property
+    def bytes_lent(self) -> int:
+        """Bytes that the other end holds."""
+        return self._lender.nbytes if self._lender is not None else 0
+
+    @property
+    def bytes_borrowed(self) -> int:
+        """Bytes of the other end that this end holds."""
+        return self._borrower.nbytes if self._borrower is not None else 0
+
+    def loan(self, buffers: Sequence[Piece]) -> Loan | None:
+        """See `Lender.loan`."""
+        if self._lender is None:
+            from collective._links.lending import Lender  # which imports numpy
+
+            self._lender = Lender(self._sock, self._urge)
+        return self._lender.loan(buffers)
+
+    def give_back(self, numbers: Sequence[int]) -> None:
+        """See `Lender.give_back`."""
+        if self._lender is None:
+            raise WireError("shared memory was given back, and none was lent")
+        self._lender.give_back(numbers)
+
+    def borrow(self, references: Sequence[Reference]) -> dict[int, memoryview]:
+        """See `Borrower.borrow`."""
+        return self._borrowing().borrow(references)
+
+    def forget(self, number: int) -> None:
+        """See `Borrower.forget`."""
+        self._borrowing().forget(number)
+
+    def look(self) -> None:
+        """Take what has come over the socket. Raises: WireError."""
+        while True:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(
+                    self._sock, SHOWN.size - len(self._came), 1, socket.MSG_CMSG_CLOEXEC
+                )
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._ended(error.strerror or type(error).__name__)
+                return
+            self._descriptors += descriptors
+            self._came += data
+            if not data:
+                self._ended("connection ended")
+                return
+            if len(self._came) == SHOWN.size:
+                self._take_record()
+
+    def close(self, process: int, *, dead: bool) -> None:
+        """The link has ended; see `Lender.close`."""
+        self._close_descriptors()
+        if self._lender is not None:
+            self._lender.close(process, dead=dead)
+        if self._borrower is not None:
+            self._borrower.close()
+
+    def drop(self) -> None:
+        """Let go in a forked child."""
+        self._close_descriptors()
+        if self._borrower is not None:
+            self._borrower.drop()
+
+    def _take_record(self) -> None:
+        number, nbytes = SHOWN.unpack(self._came)
+        descriptors, self._descriptors, self._came = self._descriptors, [], b""
+        if len(descriptors) != 1:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise WireError(f"segment {number} came with {len(descriptors)} descriptors")
+        self._borrowing().adopt(number, nbytes, descriptors[0])
+
+    def _borrowing(self) -> Borrower:
+        if self._borrower is None:
+            from collective._links.borrowing import Borrower
+
+            self._borrower = Borrower(self._urge, self.look)
+        return self._borrower
+
+    def _close_descriptors(self) -> None:
+        descriptors, self._descriptors = self._descriptors, []
+        for descriptor in descriptors:
+            os.close(descriptor)

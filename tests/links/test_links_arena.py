@@ -1,0 +1,420 @@
+"""Large buffers over shared memory: read in place, held, given back, and what happens when either end goes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import signal
+import socket
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from link_harness import KEY, Pair, channel_between, endpoint, pair, run, turns, until
+from test_links_processes import peer
+from test_links_shm import carrier
+
+from collective._links import arena as arenas
+from collective._links import mapping, ring
+from collective._links import wire as w
+from collective._links.arena import Arena, Segment
+from collective.abc import LARGE
+from collective.errors import LinkBroken
+from collective.links import allocate, arena_statistics, open_endpoint, private
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from collective.abc import Channel, Message
+
+pytestmark = pytest.mark.skipif(not ring.usable(), reason="rings need the store order of x86")
+
+MIB = 1 << 20
+
+
+async def pass_on(one: Channel, other: Channel, *buffers: bytes | memoryview | bytearray) -> Message:
+    """Send a message and receive it."""
+    sending = asyncio.create_task(one.send(b"header", buffers))
+    message = await other.receive()
+    await sending
+    return message
+
+
+async def all_given_back() -> None:
+    """Wait until nobody uses any of this process's arena."""
+
+    def unused() -> bool:
+        gc.collect()
+        return arena_statistics().used == 0
+
+    await until(unused)
+
+
+def test_large_buffers_are_read_in_place_and_their_memory_is_used_again(loop: str) -> None:
+    async def main() -> None:
+        async with pair("shm") as both:
+            one, other = await both.channel(window=4 * MIB)
+            far = await both.there.connect(both.here.address, KEY)
+            dice = np.random.default_rng(1)
+            for size in (LARGE + 1, MIB, 16 * MIB):  # Within the window; copied at once; copied off the loop.
+                data = [dice.integers(0, 256, n, np.uint8) for n in (size, LARGE, size + 1, 0)]
+                message = await pass_on(one, other, *(each.data for each in data))
+                assert [buffer.readonly for buffer in message.buffers] == [True, False, True, False]
+                assert [bytes(buffer) for buffer in message.buffers] == [each.tobytes() for each in data]
+                assert both.link.statistics().bytes_lent == far.statistics().bytes_borrowed == 2 * size + 1
+                array = np.frombuffer(message.buffers[2], np.uint8)[5:]
+                del message
+                await turns()
+                assert both.link.statistics().bytes_lent == far.statistics().bytes_borrowed == size + 1
+                assert np.array_equal(array, data[2][5:])
+                del array
+                await all_given_back()
+                assert both.link.statistics().bytes_lent == far.statistics().bytes_borrowed == 0
+            assert arena_statistics().segments == 1
+        assert arena_statistics().segments == 0
+
+    run(main, loop=loop)
+
+
+def test_held_memory_holds_nothing_up(small_arena: Callable[[int], Arena], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full arena takes fresh segments, then messages go through the rings; when some is given back, it is used."""
+    monkeypatch.setattr(arenas, "_SEGMENT", 2 * MIB)
+    small_arena(4 * MIB)
+
+    async def main() -> None:
+        async with pair("shm") as both:
+            one, other = await both.channel()
+            held = [await pass_on(one, other, bytes([i]) * MIB) for i in range(8)]
+            assert [message.buffers[0].readonly for message in held] == [True] * 4 + [False] * 4
+            assert arena_statistics().used == 4 * MIB
+            assert arena_statistics().segments == 2
+            assert [set(bytes(message.buffers[0])) for message in held] == [{i} for i in range(8)]
+            both_ways = await pass_on(one, other, b"x" * MIB, b"y" * LARGE)
+            assert [bytes(buffer[:1]) for buffer in both_ways.buffers] == [b"x", b"y"]
+            del held[2]
+            await turns()
+            assert (await pass_on(one, other, b"x" * MIB)).buffers[0].readonly
+            del held
+            await all_given_back()
+
+    run(main)
+
+
+def test_a_private_mapping_is_the_writers_alone_and_keeps_the_memory() -> None:
+    async def main() -> None:
+        async with pair("shm") as both:
+            one, other = await both.channel()
+            block = allocate(MIB)
+            block.memory[:] = b"a" * MIB
+            first, second = [(await pass_on(one, other, block.memory[5:])).buffers[0] for _ in range(2)]
+            mine = private(first)
+            assert not mine.readonly
+            mine[:3] = b"bbb"
+            assert (bytes(mine[:4]), bytes(second[:4]), bytes(block.memory[5:9])) == (b"bbba", b"aaaa", b"aaaa")
+            assert bytes(mine[-4:]) == b"aaaa"
+            del first, second, block
+            await turns()
+            assert both.link.statistics().bytes_lent == MIB
+            own = (await pass_on(one, other, b"c" * MIB)).buffers[0]
+            assert bytes(mine[-4:]) == b"aaaa"
+            del mine
+            await turns()
+            assert both.link.statistics().bytes_lent == MIB
+            assert bytes(own) == b"c" * MIB
+            assert private(memoryview(b"read-only")) == b"read-only"
+
+    run(main)
+
+
+def test_a_block_is_sent_to_any_number_of_peers_without_a_copy() -> None:
+    async def main() -> None:
+        async with pair("shm") as both, await endpoint("shm") as third:
+            ends = [await both.channel(), await channel_between(await both.here.connect(third.address, KEY), third)]
+            block = allocate(3 * MIB)
+            array = np.frombuffer(block.memory, np.uint32)
+            array[:] = 7
+            views = [
+                (await pass_on(one, other, part)).buffers[0]
+                for one, other in ends
+                for part in (array.data, array[1000:-1000].data)
+            ]
+            array[5000] = 8
+            seen = [np.frombuffer(view, np.uint32) for view in views]
+            assert [list(np.flatnonzero(each == 8)) for each in seen] == [[5000], [4000], [5000], [4000]]
+            assert arena_statistics().used == arena_statistics().owned == 3 * MIB
+            del block, array
+            gc.collect()
+            assert (arena_statistics().used, arena_statistics().owned) == (3 * MIB, 0)
+            del views[1:], seen
+            await turns()
+            assert arena_statistics().used == 3 * MIB
+            del views
+            await all_given_back()
+
+    run(main)
+
+
+def test_an_arena_has_a_limit(small_arena: Callable[[int], Arena]) -> None:
+    small_arena(2 * MIB)
+    block = allocate(MIB + 1)
+    with pytest.raises(MemoryError, match="GANGLINE_ARENA_BYTES"):
+        allocate(MIB)
+    del block
+    assert allocate(2 * MIB).nbytes == 2 * MIB
+
+
+def test_a_subscriber_that_gives_memory_holds_none_of_the_senders() -> None:
+    async def main() -> None:
+        async with pair("shm") as both:
+            one, other = await both.channel(window=4 * MIB)
+            got: list[Message] = []
+            memory = [np.zeros(2 * MIB, np.uint8).data, np.zeros(LARGE, np.uint8).data]
+            other.subscribe(got.append, got.append, lambda header, sizes: memory)  # type: ignore[arg-type]
+            await one.send(b"", [b"x" * (2 * MIB), b"y" * LARGE])
+            await until(lambda: bool(got))
+            assert got[0].buffers == memory == [b"x" * (2 * MIB), b"y" * LARGE]
+            await all_given_back()
+
+    run(main)
+
+
+def test_a_cancelled_send_is_lent_whole_or_not_at_all(loop: str) -> None:
+    async def main() -> None:
+        async with pair("shm") as both:
+            one, other = await both.channel()
+            whole = 0
+            data = bytearray(6 * MIB)
+            for i in range(24):
+                data[:] = bytes([i]) * len(data)
+                sending = asyncio.create_task(one.send(b"%d" % i, [data]))
+                receiving = asyncio.create_task(other.receive())
+                if i % 4 == 3:
+                    await sending
+                else:
+                    await turns(i)
+                sending.cancel()
+                await asyncio.wait([sending])
+                data[:] = b"\xff" * len(data)
+                await one.send(b"end")
+                message = await receiving
+                if message.header != b"end":
+                    whole += 1
+                    assert message.header == b"%d" % i
+                    assert (np.frombuffer(message.buffers[0], np.uint8) == i).all()
+                    message = await other.receive()
+                assert message.header == b"end"
+            assert 6 <= whole < 24
+            del message, receiving
+            await all_given_back()
+
+    run(main, loop=loop)
+
+
+def test_what_is_held_outlives_the_link() -> None:
+    """The sender does not use again what the other end of an ended link may still read."""
+
+    async def main() -> None:
+        async with await endpoint("shm") as here, await endpoint("shm") as there:
+            link = await here.connect(there.address, KEY)
+            held = (await pass_on(*await channel_between(link, there, "one"), b"h" * MIB)).buffers[0]
+            await link.aclose()
+            link = await here.connect(there.address, KEY)
+            ends = await channel_between(link, there, "other")
+            for i in range(4):
+                await pass_on(*ends, bytes([i]) * MIB)
+            assert bytes(held) == b"h" * MIB
+            assert bytes(private(held)) == b"h" * MIB
+            del held
+
+    run(main)
+
+
+def test_a_receiver_that_dies_has_let_go(tmp_path: Path, loop: str) -> None:
+    with peer("shm", tmp_path) as (process, address):
+
+        async def main() -> None:
+            async with await open_endpoint(kinds=()) as here:
+                link = await here.connect(address, KEY)
+                channel = link.open("keep")
+                block = allocate(MIB)
+                for buffer in (b"x" * MIB, block.memory, b"z" * (5 * MIB)):
+                    sending = asyncio.create_task(channel.send(b"", [buffer]))
+                    await channel.receive()
+                    await sending
+                assert link.statistics().bytes_lent == 7 * MIB
+                process.send_signal(signal.SIGKILL)
+                with pytest.raises(LinkBroken):
+                    await channel.receive()
+                await until(lambda: arena_statistics().used == MIB)
+                assert arena_statistics().owned == MIB
+
+        run(main, loop=loop)
+
+
+def test_what_is_held_outlives_its_sender(tmp_path: Path, loop: str) -> None:
+    with peer("shm", tmp_path) as (process, address):
+
+        async def main() -> None:
+            async with await open_endpoint(kinds=()) as here:
+                channel = (await here.connect(address, KEY)).open("give_and_die")
+                message = await channel.receive()
+                channel.send_nowait(b"die")
+                with pytest.raises(LinkBroken):
+                    await channel.receive()
+                process.wait(10)  # It is dying.
+                mine = private(message.buffers[0])
+                mine[:1] = b"m"
+                assert bytes(message.buffers[0]) == b"g" * (3 * MIB)
+                assert bytes(mine[:2]) == b"mg"
+                del message, mine
+
+        run(main, loop=loop)
+    assert mapped() == 0
+
+
+def mapped() -> int:
+    """Return how many times memory of arenas is mapped here."""
+    gc.collect()
+    with open("/proc/self/maps") as maps:
+        return sum("memfd:gangline-arena" in line for line in maps)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Of threads that other tests have left.
+def test_a_forked_child_has_copies_of_what_is_held() -> None:
+    async def main() -> None:
+        async with pair("shm") as both:
+            one, other = await both.channel()
+            block = allocate(MIB)
+            block.memory[:] = b"b" * MIB
+            view = (await pass_on(one, other, b"v" * (2 * MIB))).buffers[0]
+            mine = private((await pass_on(one, other, b"p" * MIB)).buffers[0])
+            mine[:1] = b"m"
+            child = os.fork()
+            if child == 0:
+                right = bytes(block.memory) == b"b" * MIB and bytes(view) == b"v" * (2 * MIB)
+                right = right and bytes(mine) == b"m" + b"p" * (MIB - 1)
+                lines = mapped()
+                del block, view, mine
+                os._exit(0 if right and not lines and arena_statistics().mapped == 0 else 1)
+            assert os.waitpid(child, 0)[1] == 0  # noqa: ASYNC222  # It has little to do.
+            assert bytes(view) == b"v" * (2 * MIB)
+            assert bytes((await pass_on(one, other, block.memory)).buffers[0]) == b"b" * MIB
+
+    run(main)
+
+
+def test_between_hosts_everything_is_copied() -> None:
+    async def main() -> None:
+        async with (
+            await open_endpoint(kinds=("shm", "tcp"), host="one") as here,
+            await open_endpoint(kinds=("shm", "tcp"), host="other") as there,
+        ):
+            there.grant(KEY)
+            link = await here.connect(there.address, KEY)
+            assert link.kind == "tcp"
+            ends = await channel_between(link, there)
+            block = allocate(MIB)
+            block.memory[:] = b"b" * MIB
+            view = (await pass_on(*ends, block.memory)).buffers[0]
+            view[:1] = b"c"
+            assert bytes(block.memory) == b"b" * MIB
+
+    run(main)
+
+
+# A peer that has proved itself, and then shares nonsense.
+
+
+def reference(*, segment: int = 0, number: int = 9, offset: int = 0, size: int = MIB) -> bytes:
+    body = w.REFERENCE.pack(0, segment, number, offset, size)
+    return w.frame_head(w.LEND, 2, count=1, body=len(body)) + body
+
+
+FRAMES = {
+    "a segment that was not shown": reference(segment=77),
+    "beyond the end": reference(offset=64 * MIB),
+    "far beyond the end": reference(offset=(1 << 64) - 1),
+    "of another size": reference(size=5),
+    "under a number that is in use": reference(number=1),
+    "for a second buffer": reference().replace(w.REFERENCE.pack(0, 0, 9, 0, MIB), w.REFERENCE.pack(1, 0, 9, 0, MIB)),
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES.keys())
+def test_a_wrong_reference_ends_its_link_and_nothing_else(frame: bytes, small_arena: Callable[[int], Arena]) -> None:
+    small_arena(64 * MIB)
+    size = w.encode_sizes([bytes(MIB)])
+    start, _ = w.encode_start(2, MIB + 8, b"", size)
+    run(lambda: end_of_a_link(lambda both: both.link.urge(start + frame)))  # type: ignore[attr-defined]
+
+
+RETURNS = {"what was not lent": w.encode_release([5]), "a segment unknown": w.frame_head(w.FORGET, 0, count=7)}
+
+
+@pytest.mark.parametrize("frame", RETURNS.values(), ids=RETURNS.keys())
+def test_giving_back_what_is_not_there_ends_the_link_and_nothing_else(frame: bytes) -> None:
+    run(lambda: end_of_a_link(lambda both: both.link.urge(frame)))  # type: ignore[attr-defined]
+
+
+def descriptor(what: str) -> list[int]:
+    if what == "no descriptor":
+        return []
+    if what == "no memory file":
+        return [os.open("/dev/zero", os.O_RDONLY)]
+    made = os.memfd_create("gangline-test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(made, MIB if what != "another size" else MIB + 1)
+    if what != "not sealed":
+        mapping.forbid_writing(mapping.MemoryFile(os.dup(made), MIB))
+    return [made]
+
+
+@pytest.mark.parametrize("what", ["no descriptor", "no memory file", "another size", "not sealed", "a number twice"])
+def test_a_wrong_descriptor_ends_its_link_and_nothing_else(what: str) -> None:
+    def show(both: Pair) -> None:
+        number = 0 if what == "a number twice" else 5
+        made = descriptor(what)
+        socket.send_fds(carrier(both)._sock, [w.SHOWN.pack(number, MIB)], made)
+        for each in made:
+            os.close(each)
+
+    run(lambda: end_of_a_link(show))
+
+
+async def end_of_a_link(spoil: Callable[[Pair], None]) -> None:
+    """Have one end of a link say what it must not; the other end shall break that link and no other."""
+    async with pair("shm") as both, await endpoint("shm") as third:
+        ends = await both.channel()
+        held = (await pass_on(*ends, b"h" * MIB)).buffers[0]
+        beside = await channel_between(await third.connect(both.there.address, KEY), both.there, "beside")
+        far = await both.there.connect(both.here.address, KEY)
+        descriptors = len(os.listdir("/proc/self/fd"))
+        receiving = asyncio.create_task(ends[1].receive())
+        await turns()
+        spoil(both)
+        with pytest.raises(LinkBroken, match="does not speak this protocol"):
+            await receiving
+        assert far.closed
+        assert len(os.listdir("/proc/self/fd")) < descriptors
+        assert bytes(held) == b"h" * MIB
+        assert bytes((await pass_on(*beside, b"x" * MIB)).buffers[0]) == b"x" * MIB
+
+
+def test_extents_never_overlap_and_all_are_found_again() -> None:
+    dice = random.Random(4)
+    segment = Segment(0, MIB)
+    taken = []
+    for _ in range(3000):
+        if taken and dice.random() < 0.5:
+            segment.give_back(taken.pop(dice.randrange(len(taken))))
+        elif (extent := segment.take(dice.randrange(1, 100_000))) is not None:
+            taken.append(extent)
+        ranges = sorted((extent.offset, extent.offset + extent.size) for extent in taken)
+        assert all(stop <= start for (_, stop), (start, _) in pairwise(ranges))
+        assert segment.unused == MIB - sum(extent.size for extent in taken)
+    for extent in taken:
+        segment.give_back(extent)
+    assert segment.idle
