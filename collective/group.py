@@ -193,7 +193,7 @@ class Group:
         :param src: its Layout; of a structure, a structure of Layouts like it.
         :param dst: the Layout that it shall have, likewise.
         :param share: the ranks of a host that get the same elements get read-only views of one copy. torch has no
-            read-only tensors: there each gets a tensor of its own.
+            read-only tensors: there a write copies its page, or each gets a tensor of its own.
         """
         engine = self._engine
         place = engine.next_place

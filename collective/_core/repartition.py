@@ -17,7 +17,7 @@ from collective._core.movement import Job, Movement
 from collective._core.offload import LONG
 from collective._core.operands import Spec, copies, describe
 from collective._core.operations import Disagreement, Operation
-from collective._core.sharing import Shown, show
+from collective._core.sharing import Shown, shareable, show
 from collective.errors import CollectiveError
 from collective.layouts import Layout
 
@@ -121,7 +121,8 @@ class Repartition(Operation):
             if self._share:
                 leaf.mates = plan.mates(self.rank)
             if plan.takes(self.rank):
-                leaf.result = np.empty(leaf.dst.local_shape(self.rank), dtype)
+                make = shareable if len(leaf.mates) > 1 else np.empty
+                leaf.result = make(leaf.dst.local_shape(self.rank), dtype)
             source = None if leaf.local is None else tensors.to_host(leaf.local)
             jobs.append(Job(plan.part(self.rank), source, leaf.result, leaf.src.partial))
             leaf.local = None
@@ -150,7 +151,8 @@ class Repartition(Operation):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             shown.append(future)
             dtypes = {number: tensors.numpy_dtype(self._leaves[number].dtype) for number in numbers}
-            self._flows.expect(taker, place, Shown(dtypes, partial(self._take_shown, future)))
+            sink = Shown(dtypes, partial(self._take_shown, future), private=self._kind == "torch")
+            self._flows.expect(taker, place, sink)
         try:
             await movement.start()
             await asyncio.gather(*(self._show(mate, numbers, place) for mate, numbers in given.items()))
@@ -186,7 +188,8 @@ class Repartition(Operation):
         result, leaf.result = leaf.result, None
         if result is None:
             return None
-        if self._share:
+        shows = leaf.mates[1:] and leaf.mates[0] == self.rank
+        if shows or (self._share and self._kind == "numpy"):
             result = result.view()
             result.flags.writeable = False
         return tensors.from_host(result, self._kind, self._device, dtype=leaf.dtype)

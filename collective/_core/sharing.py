@@ -1,18 +1,24 @@
 """One copy for all ranks of a host: who has received it shows it to those that want the same.
 
-Inside one process they get the array itself. Between processes it travels as one message, which a link of shared memory
-shows in place, and any other copies.
+Inside one process they get the array itself. Between processes it lies in memory that links of shared memory show in
+place; any other link copies.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 import pickle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from collective._core.operands import as_bytes
+from collective._links import borrowing
+from collective._links.arena import arena
+from collective._links.ring import usable
+from collective.abc import LARGE
 from collective.errors import LinkBroken
 
 if TYPE_CHECKING:
@@ -23,6 +29,15 @@ if TYPE_CHECKING:
 
 _here: dict[int, Mapping[int, np.ndarray]] = {}
 _numbers = itertools.count()
+
+
+def shareable(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+    """Return a new array that other processes of this host can be shown without a copy, where there is such memory."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes > LARGE and usable():
+        with contextlib.suppress(MemoryError):  # the arena is full: then it is copied
+            return np.frombuffer(arena().allocate(nbytes).memory, np.uint8).view(dtype).reshape(shape)
+    return np.empty(shape, dtype)
 
 
 async def show(arrays: Mapping[int, np.ndarray], mate: int, place: Any, *, flows: Flows) -> None:
@@ -50,10 +65,21 @@ async def _hand_over(arrays: Mapping[int, np.ndarray], channel: Channel) -> None
 
 
 class Shown:
-    """The sink of a rank to which arrays are shown: `dtypes` has the numbers that come."""
+    """The sink of a rank to which arrays are shown: `dtypes` has the numbers that come.
 
-    def __init__(self, dtypes: Mapping[int, np.dtype[Any]], then: Callable[[dict[int, np.ndarray]], None]) -> None:
+    The arrays are read-only, or this rank's own: where `private`, also those that others look at, too; then a write
+    copies its page.
+    """
+
+    def __init__(
+        self,
+        dtypes: Mapping[int, np.dtype[Any]],
+        then: Callable[[dict[int, np.ndarray]], None],
+        *,
+        private: bool,
+    ) -> None:
         self._dtypes = dtypes
+        self._private = private
         self._then = then
         self._arrays: dict[int, np.ndarray] = {}
 
@@ -63,9 +89,12 @@ class Shown:
     def take(self, message: Message) -> bool:
         number, rest = pickle.loads(message.header)
         if number is None:
-            self._arrays.update(_here[rest])
+            for at, array in _here[rest].items():
+                view = self._arrays[at] = array.view()
+                view.flags.writeable = False
         else:
-            data = np.frombuffer(message.buffers[0] if message.buffers else b"", np.uint8)
+            buffer = message.buffers[0] if message.buffers else memoryview(b"")
+            data = np.frombuffer(borrowing.private(buffer) if self._private else buffer, np.uint8)
             self._arrays[number] = data.view(self._dtypes[number]).reshape(rest)
         complete = len(self._arrays) == len(self._dtypes)
         if complete:
