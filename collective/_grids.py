@@ -44,6 +44,7 @@ class Grid:
         self._strides = [math.prod(mesh[number + 1 :]) for number in range(len(mesh))]
         self._places = None if isinstance(ranks, range) else {rank: place for place, rank in enumerate(ranks)}
         repeats = self._offsets(self._repeating)
+        self._shapes: dict[Cell, tuple[int, ...]] = {}
         self._known: dict[Cell, list[list[int]]] = {}
         self._offsets_of_copies = [[first + second for second in repeats] for first in self._offsets(self._adding)]
 
@@ -71,7 +72,12 @@ class Grid:
 
     def shape_of(self, cell: Cell) -> tuple[int, ...]:
         """Return the shape of a cell."""
-        return tuple(cut.length_of(part) for cut, part in zip(self.cuts, cell, strict=True))
+        shape = self._shapes.get(cell)
+        if shape is None:
+            shape = self._shapes[cell] = tuple(
+                [cut.length_of(part) for cut, part in zip(self.cuts, cell, strict=True)]
+            )
+        return shape
 
     def copies(self, cell: Cell) -> list[list[int]]:
         """Return the ranks of a cell: for each contribution to it, one where nothing is Partial, those that hold it."""

@@ -197,7 +197,8 @@ class Group:
         """
         engine = self._engine
         place = engine.next_place
-        hosts = [member.address.host for member in engine.members]
+        named = [member.address.host for member in engine.members]
+        hosts = named if len(set(named)) > 1 else None
         return self._collective(
             "repartition",
             lambda rank, size: Repartition(

@@ -220,7 +220,19 @@ class Layout:
             )
         return replace(placement, dim=placement.dim % ndim)
 
+    @cached_property
+    def last_rank(self) -> int:
+        """The highest of its ranks."""
+        return max(self.ranks)
+
     def __repr__(self) -> str:
+        return self._text if "grid" in self.__dict__ else self._written()
+
+    @cached_property
+    def _text(self) -> str:
+        return self._written()
+
+    def _written(self) -> str:
         ranks = self.ranks
         known = f"range({ranks.start}, {ranks.stop})" if isinstance(ranks, range) else str(list(ranks))
         placements = ", ".join(map(repr, self.placements))

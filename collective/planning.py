@@ -196,7 +196,7 @@ def plan(
             raise TypeError(f"{name} is {layout!r}; a collective.Layout")
     check(src, dst)
     known = None if hosts is None or len(set(hosts)) == 1 else tuple(hosts)
-    last = max(*src.ranks, *dst.ranks)
+    last = max(src.last_rank, dst.last_rank)
     if known is not None and len(known) <= last:
         raise ValueError(f"{len(known)} hosts are given, and the layouts have ranks up to {last}")
     return _plan(src, dst, itemsize, known, share)

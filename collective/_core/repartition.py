@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collective.abc import DataPlane
 
 _MANY = 64
-"""Ranks from which on planning may take longer than the loop can wait."""
+"""Ranks of all layouts together from which on planning may take longer than the loop can wait."""
 _NAMED = 3
 """Tensors of a structure whose layouts are written out where members disagree."""
 
@@ -83,7 +83,7 @@ class Repartition(Operation):
         if held:
             names = tuple(None if leaf.spec is None else leaf.spec.dtype for leaf in self._leaves)
             self.meta = (self._kind, self._device, names[0] if len(set(names)) == 1 else names)
-        if size >= _MANY:
+        if sum(len(leaf.src.ranks) + len(leaf.dst.ranks) for leaf in self._leaves) >= _MANY:
             self.stage_bytes = LONG + 1
 
     def describe(self) -> str:
@@ -227,7 +227,7 @@ def _pair(src: Any, dst: Any, size: int) -> list[_Leaf]:
         for what, layout in ((f"src{trees.name(path)}", source), (f"dst{trees.name(path)}", target)):
             if not isinstance(layout, Layout):
                 raise TypeError(f"{what} is {layout!r}; a collective.Layout, or a structure of them")
-            if max(layout.ranks) >= size:
+            if layout.last_rank >= size:
                 raise ValueError(f"{what} is {layout!r}, and the group has ranks 0 to {size - 1}")
         planning.check(source, target, where=trees.name(path))
         pairs.append(_Leaf(path, source, target))

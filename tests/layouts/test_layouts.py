@@ -67,6 +67,24 @@ def test_parts_are_those_of_torch(data):
         np.testing.assert_array_equal(layout.local(rank, whole), part.numpy())
 
 
+def test_a_dtensor_has_a_layout():
+    from torch import distributed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=3, world_size=6)
+    try:
+        mesh = distributed.init_device_mesh("cpu", (2, 3))
+        placements = [dtensor.Replicate(), dtensor.Shard(-1)]
+        spread = dtensor.distribute_tensor(torch.zeros(4, 7), mesh, placements)
+        layout = Layout.of(spread)
+        assert layout == Layout((4, 7), (2, 3), [Replicate(), Shard(1)])
+        assert layout == Layout((4, 7), mesh, placements)
+        assert layout.local_shape(3) == tuple(spread.to_local().shape)
+        assert Layout.of(spread, ranks=range(10, 16)).local_shape(12) == (4, 1)
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_torch_reductions():
     assert Layout((4,), 2, [dtensor.Partial("product")]).placements == (Partial(ReduceOp.PROD),)
     assert Layout((4,), 2, [Partial("avg")]).partial is ReduceOp.AVG

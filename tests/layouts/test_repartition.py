@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,10 +20,13 @@ from collective.testing import world
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(pairs(), min_size=1, max_size=3), st.booleans())
-def test_drawn_layouts(drawn, share):
+@given(st.lists(pairs(), min_size=1, max_size=3), st.booleans(), st.sampled_from(["aaaaaaaa", "aabbabcc"]))
+def test_drawn_layouts(drawn, share, hosts):
     async def main():
         async with world("memory", RANKS) as opened:
+            for group in opened.groups:
+                pretended = zip(group.members, hosts, strict=True)
+                group._engine.members = tuple(replace(m, address=replace(m.address, host=h)) for m, h in pretended)
             sources, targets = {n: s for n, (s, _) in enumerate(drawn)}, {n: d for n, (_, d) in enumerate(drawn)}
             held, whole = zip(*(spread(src, n) for n, (src, _) in enumerate(drawn)), strict=True)
             works = [
