@@ -2,18 +2,22 @@
 PYTHON ?= python3
 DEMO_ARGS ?=
 TEST_ARGS ?=
-BENCHMARKS ?= collectives start
+BENCHMARKS ?= calls collectives n_to_m start idle
+BENCH_ARGS ?=
+RESULTS ?= build/benchmarks
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench figures clean
 help:
 	@echo 'make demo    train on real data: a gang of readers and trainers on Ray (DEMO_ARGS="--epochs 8")'
 	@echo 'make test    run the tests (TEST_ARGS="-k digits")'
 	@echo 'make check   run ruff, mypy and the tests of the import rules'
-	@echo 'make bench   run the benchmarks (BENCHMARKS="collectives")'
+	@echo 'make bench   run the benchmarks (BENCHMARKS="collectives", BENCH_ARGS="--repeat 2")'
+	@echo 'make figures run them, and put what they say into README.md'
 	@echo 'make clean   remove .venv and what the tools left'
 
 demo: $(READY)
@@ -27,14 +31,23 @@ check: $(READY)
 	$(RUN) -m mypy
 	$(RUN) -m pytest -q tests/test_imports.py
 
-bench: $(READY)
-	set -e; for benchmark in $(BENCHMARKS); do $(RUN) -m benchmarks $$benchmark; done
+bench: $(PEERS)
+	set -e; for benchmark in $(BENCHMARKS); do \
+		$(RUN) -m benchmarks $$benchmark $(BENCH_ARGS) --json $(RESULTS)/$$benchmark.json; done
+
+figures: RESULTS := benchmarks/results
+figures: bench
+	$(RUN) -m benchmarks readme $(RESULTS)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Gangline needs Python 3.11 or later: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(PEERS): $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	touch $@

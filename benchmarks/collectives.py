@@ -1,51 +1,50 @@
-"""What collectives between processes of one host cost: a group on "shm" against torch's Gloo, used directly.
+"""What collectives between processes of one host cost: a group on "shm" against torch's Gloo and MPICH.
 
-Each process is a member of both, and all have their inputs and outputs ready: `out=` here, tensors to write to there.
-The sides take turns, each round in another order; a sample is one operation on rank 0, in a row of several.
+All have their inputs ready, and what the results go to (`out=`); beside that, Gangline with inputs of `group.empty`,
+and with fresh results. A sample is one operation on rank 0, in a row of several. Then, without a peer: how long the
+loop stalls during a large one, and what memory is left after many.
 """
 
 from __future__ import annotations
 
-import asyncio
-import multiprocessing
 import os
 import tempfile
-import time
-import warnings
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from itertools import count
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-import uvloop
-from torch import distributed
-
-from benchmarks.report import Comparison
-from collective import GroupSpec
-from collective.formation import form_group
-from collective.links import open_endpoint
-from collective.types import Credential, Member
+from benchmarks.operations import OPERATIONS
+from benchmarks.report import Goal, Measure, Summary
+from benchmarks.turns import Entry, Plan, Sides, mpiexec
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from multiprocessing.connection import Connection
-
-    from collective import Group
-    from collective.types import Address
+    from collections.abc import Iterator
 
 REPEAT = 7
 RANKS = (2, 4)
-ROWS = {8: 100, 1 << 20: 20, 16 << 20: 3, 64 << 20: 1}
+ROWS = {8: 200, 1 << 20: 20, 16 << 20: 4, 64 << 20: 2}
 """Bytes that each rank gives to an allreduce or allgather, or gets from a reduce_scatter; operations in a row."""
-OPERATIONS = ("allreduce", "allgather", "reduce_scatter")
-CREDENTIAL = Credential("benchmark", b"benchmark benchmark benchmark benchmark")
+STALL_BYTES, STALL_RUNS, STALL_GOAL = 256 << 20, 20, 10e-3
+MIXED, MIXED_GOAL = (1_000, 9_000), 32.0
+"""Operations before the first look at the memory, and between that and the second; MiB that it may grow by."""
+
+OURS = "Gangline"
+EMPTY = "Gangline, group.empty"
+FRESH = "Gangline, fresh results"
+GLOO = "torch Gloo"
+MPICH = "MPICH"
 
 
-def goal(operation: str, nbytes: int, ranks: int) -> float:
-    """Return what the ratio to Gloo may be."""
+def goals(operation: str, nbytes: int, ranks: int) -> list[Goal]:
+    """Return what the ratios may be."""
     if nbytes == 8:
-        return 1 / 10 if operation == "allreduce" else 1 / 4
-    return 1 / 5 if ranks == 2 else 1 / 3
+        if ranks > 2:
+            return []
+        return [Goal(OURS, GLOO, 1 / 10 if operation == "allreduce" else 1 / 4)]
+    return [
+        Goal(OURS, GLOO, 1 / 5 if ranks == 2 else 1 / 3),
+        Goal(OURS, MPICH, 1.5),
+        Goal(EMPTY, MPICH, 1.2 if nbytes == 1 << 20 else 1.0),
+    ]
 
 
 def name(nbytes: int) -> str:
@@ -53,92 +52,50 @@ def name(nbytes: int) -> str:
     return f"{nbytes >> 20} MiB" if nbytes >= 1 << 20 else f"{nbytes} B"
 
 
-def sides(group: Group, operation: str, nbytes: int) -> tuple[Callable[[], Awaitable[Any]], Callable[[], object]]:
-    """Return an operation of both, with arrays of its own for each."""
-    length, size = nbytes // 4, group.size
-    sizes = {"allreduce": (1, 1), "allgather": (1, size), "reduce_scatter": (size, 1)}[operation]
-    source, out = (np.ones(length * times, np.float32) for times in sizes)
-    given, got = (torch.ones(length * times) for times in sizes)
-    issue = getattr(group, operation)
-    direct: dict[str, Callable[[], object]] = {
-        "allreduce": lambda: distributed.all_reduce(got.copy_(given)),  # it works in place, and the input stays here
-        "allgather": lambda: distributed.all_gather_into_tensor(got, given),
-        "reduce_scatter": lambda: distributed.reduce_scatter_tensor(got, given),
-    }
-    return lambda: issue(source, out=out), direct[operation]
-
-
-async def run_member(rank: int, size: int, store: str, pipe: Connection, repeat: int) -> None:
-    """Measure as one member; rank 0 sends the samples of both sides by operation and size."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore", FutureWarning)  # newer torch has other names for the same, older has not
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
-    )
-    endpoint = await open_endpoint()
-    endpoint.grant(CREDENTIAL)
-    pipe.send(endpoint.address)
-    addresses: list[Address] = await asyncio.to_thread(pipe.recv)
-    members = [Member("member", rank, address) for rank, address in enumerate(addresses)]
-    spec = GroupSpec("group", ("member",), backend="shm")
-    group = await form_group(endpoint, spec, members, rank, key="benchmark", credential=CREDENTIAL)
-    samples: dict[tuple[str, int], tuple[list[float], list[float]]] = {}
+def plans(ranks: int) -> Iterator[Plan]:
+    """Yield what is measured with a number of ranks."""
+    arrays = {OURS: "out", EMPTY: "empty", FRESH: "fresh"}
     for nbytes, row in ROWS.items():
         for operation in OPERATIONS:
-            ours, theirs = samples[operation, nbytes] = [], []
-            here, there = sides(group, operation, nbytes)
-            await here()
-            there()
-            for number in range(repeat):
-                for side in (0, 1) if number % 2 else (1, 0):
-                    distributed.barrier()
-                    await group.barrier()
-                    for _ in range(row):
-                        start = time.perf_counter()
-                        if side == 0:
-                            await here()
-                        else:
-                            there()
-                        (ours, theirs)[side].append(time.perf_counter() - start)
-    distributed.destroy_process_group()
-    await group.aclose()
-    await endpoint.aclose()
-    if rank == 0:
-        pipe.send(samples)
+            entries = {
+                label: Entry(OURS, "collective", (operation, nbytes, kind, row)) for label, kind in arrays.items()
+            }
+            entries |= {label: Entry(label, "collective", (operation, nbytes, row)) for label in (GLOO, MPICH)}
+            what = f"{operation}, {name(nbytes)}, {ranks} ranks"
+            yield Plan(what, entries, goals(operation, nbytes, ranks))
 
 
-def member(*arguments: Any) -> None:
-    """Be one of the processes."""
-    uvloop.run(run_member(*arguments))
-
-
-def run(size: int, repeat: int) -> list[Comparison]:
-    """Start the processes and collect what they measured; blocks."""
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as directory:
-        pipes = []
-        processes = []
-        for rank in range(size):
-            pipe, far = context.Pipe()
-            arguments = (rank, size, os.path.join(directory, "store"), far, repeat)
-            processes.append(context.Process(target=member, args=arguments))
-            processes[-1].start()
-            far.close()
-            pipes.append(pipe)
-        addresses = [pipe.recv() for pipe in pipes]
-        for pipe in pipes:
-            pipe.send(addresses)
-        samples = pipes[0].recv()
-        for process in processes:
-            process.join()
-    return [
-        Comparison(
-            f"{operation}, {name(nbytes)}, {size} ranks", ours, "torch Gloo", theirs, goal(operation, nbytes, size)
-        )
-        for (operation, nbytes), (ours, theirs) in samples.items()
-    ]
-
-
-async def measure(repeat: int) -> list[Comparison]:
+def measure(repeat: int) -> list[Measure]:
     """Measure with each number of ranks."""
-    return [each for size in RANKS for each in await asyncio.to_thread(run, size, repeat)]
+    measures = []
+    for ranks in RANKS:
+        with tempfile.TemporaryDirectory() as directory, Sides() as sides:
+            sides.add(OURS, "gangline_ranks", ours=True, ranks=ranks)
+            sides.ask(OURS, "form", sides.ask(OURS, "setup"))
+            sides.add(GLOO, "gloo_ranks", os.path.join(directory, "store"), ranks, ranks=ranks)
+            sides.add(MPICH, "mpich_ranks", ranks=ranks, launcher=mpiexec(ranks), needs=["mpi4py"])
+            measures += [sides.measure(plan, repeat) for plan in plans(ranks)]
+            if ranks == 2:
+                alone = [stall(sides), *memory(sides)]
+    return [*measures, *alone]
+
+
+def stall(sides: Sides) -> Measure:
+    """Measure how long the loop is blocked during a large allreduce: on each run the member where it was longest."""
+    runs = zip(*sides.ask(OURS, "stall", STALL_BYTES, STALL_RUNS), strict=True)
+    samples = [[max(gaps)] for gaps in runs]
+    what = f"longest stall of the loop in an allreduce, {name(STALL_BYTES)}, 2 ranks"
+    return Measure(what, "s", {OURS: Summary.of(samples)}, [Goal(OURS, None, STALL_GOAL)])
+
+
+def memory(sides: Sides) -> list[Measure]:
+    """Measure by how much resident memory grows over many operations, on the member where it grows most."""
+    seeds = count()
+    before, after = (sides.ask(OURS, "mixed", operations, next(seeds)) for operations in MIXED)
+    kinds = ("shared pages shared out", "shared pages counted whole")
+    grown = [[late[kind] - early[kind] for early, late in zip(before, after, strict=True)] for kind in (0, 1)]
+    what = f"memory after {sum(MIXED):,} mixed operations, beyond that after {MIXED[0]:,}"
+    return [
+        Measure(f"{what}, {kind}", "MiB", {OURS: Summary.of([[max(growth)]])}, [Goal(OURS, None, MIXED_GOAL)])
+        for kind, growth in zip(kinds, grown, strict=True)
+    ]

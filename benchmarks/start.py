@@ -18,9 +18,10 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors import Gang, Role
-from benchmarks.idle import Idle
-from benchmarks.plain import PlainIdle
-from benchmarks.report import Comparison
+from benchmarks.cluster import ray_cluster
+from benchmarks.report import Goal, Measure, Summary
+from benchmarks.sides.idle_actor import Idle
+from benchmarks.sides.plain_actor import PlainIdle
 from collective import GroupSpec
 from scheduling import Resources, pack
 
@@ -106,8 +107,13 @@ async def timed(side: Callable[[], Awaitable[None]]) -> float:
     return time.perf_counter() - start
 
 
-async def measure(repeat: int) -> list[Comparison]:
+def measure(repeat: int) -> list[Measure]:
     """Measure all sides in turns."""
+    return asyncio.run(take_turns(repeat))
+
+
+async def take_turns(repeat: int) -> list[Measure]:
+    """Measure all sides in turns, on a Ray of its own."""
     gloo = (GroupSpec("all", roles=("idle",), backend="gloo"),)
     sides: dict[str, Callable[[], Awaitable[None]]] = {
         "gang": lambda: gang(()),
@@ -115,8 +121,7 @@ async def measure(repeat: int) -> list[Comparison]:
         "gang, gloo": lambda: gang(gloo),
         "plain, gloo": lambda: plain(True),
     }
-    ray.init(address="local", num_cpus=ACTORS + 2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
+    with ray_cluster(ACTORS + 2):
         for side in sides.values():  # warm: Ray's own processes, the page cache
             await timed(side)
         samples: dict[str, list[float]] = {name: [] for name in sides}
@@ -124,17 +129,17 @@ async def measure(repeat: int) -> list[Comparison]:
             names = list(sides) if number % 2 else list(reversed(sides))
             for name in names:
                 samples[name].append(await timed(sides[name]))
-    finally:
-        ray.shutdown()
+    titles = {f"start and stop {ACTORS} actors": "", "the same with a gloo group": ", gloo"}
+    peers = {"": "Ray", ", gloo": "Ray, ProcessGroupGloo by hand"}
     return [
-        Comparison(
-            f"start and stop {ACTORS} actors", samples["gang"], "plain Ray async actors", samples["plain"], GOAL
-        ),
-        Comparison(
-            "the same with a gloo group",
-            samples["gang, gloo"],
-            "the same, import torch, ProcessGroupGloo",
-            samples["plain, gloo"],
-            GOAL,
-        ),
+        Measure(
+            what,
+            "s",
+            {
+                "Gangline": Summary.of([[sample] for sample in samples[f"gang{suffix}"]]),
+                peers[suffix]: Summary.of([[sample] for sample in samples[f"plain{suffix}"]]),
+            },
+            [Goal("Gangline", peers[suffix], GOAL)],
+        )
+        for what, suffix in titles.items()
     ]

@@ -203,6 +203,7 @@ class PlaneContext:
     :param tell: post a small message to another rank's data plane.
     :param timeout: the group's timeout in seconds.
     :param interface: the address at which the other members reach this host, for a data plane that listens.
+    :param hosts: each member's host, as `Address.host` names it; none where nobody knows.
     """
 
     group: str
@@ -212,6 +213,7 @@ class PlaneContext:
     tell: Callable[[int, bytes], None]
     timeout: float
     interface: str = "127.0.0.1"
+    hosts: tuple[str, ...] = ()
 
 
 class DataPlane(ABC):
@@ -226,6 +228,11 @@ class DataPlane(ABC):
     """
 
     name: ClassVar[str]
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The names of what moves this member's data: its own, or those of the data planes that it is made of."""
+        return (self.name,)
 
     @abstractmethod
     async def open(self) -> None:

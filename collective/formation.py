@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from collective._backends import IN_PROCESS, plane_within_a_host
+from collective._backends import IN_PROCESS, plane_between
 from collective._core.engine import Engine
 from collective.group import Group
 
@@ -61,5 +61,4 @@ def choose_backend(backend: str, members: Sequence[Member]) -> str:
         return backend
     if in_one_process:
         return "memory"
-    hosts = {address.host for address in addresses}
-    return plane_within_a_host(len(members)) if len(hosts) == 1 and "" not in hosts else "gloo"
+    return plane_between([address.host for address in addresses])

@@ -81,6 +81,11 @@ class Group:
         return self._engine.backend
 
     @property
+    def backends(self) -> tuple[str, ...]:
+        """Names of what moves the data, from the inside out: ("shm", "gloo") on "two-level", elsewhere one name."""
+        return self._engine.current.plane.backends
+
+    @property
     def members(self) -> tuple[Member, ...]:
         """The members by rank."""
         return self._engine.members

@@ -23,7 +23,8 @@ class GroupSpec:
     Its ranks are the members of `roles`, role after role in that order, each by its rank in the role.
 
     :param name: unique in the gang; a member finds the group as `self.groups[name]`.
-    :param backend: "auto", "shm" (members on one host), "gloo" or "memory" (members in one process).
+    :param backend: "auto", "shm" (members on one host), "two-level" (shared memory inside hosts, Gloo between them; of
+        which only one is left where all members share a host, or none do), "gloo" or "memory" (members in one process).
     :param timeout: seconds that a collective may wait, from the first member's announcement, for the last one's.
     """
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 CPUS = 8
@@ -75,3 +76,14 @@ def runtime(request: pytest.FixtureRequest) -> str:
     if request.param == "ray":
         request.getfixturevalue("ray_session")
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def private_ray() -> Iterator[None]:
+    """Keep Ray's files, and the address of the last Ray started, apart from those of other programs."""
+    folder = tempfile.mkdtemp(prefix="gl-")  # pytest's own paths are too long for Ray's sockets
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
+    shutil.rmtree(folder)

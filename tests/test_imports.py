@@ -51,6 +51,7 @@ CHOOSERS = {
         "collective._backends.gloo",
         "collective._backends.memory",
         "collective._backends.shm",
+        "collective._backends.two_level",
     ),
     "collective/_links/kinds.py": ("collective._links.memory", "collective._links.shm", "collective._links.sockets"),
     "actors/_runtimes/__init__.py": ("actors._runtimes._ray", "actors._runtimes.inproc"),

@@ -36,7 +36,8 @@ def test_constraints_hold_every_direct_dependency_exactly():
     for line in lines:
         name, version = re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)", line).groups()  # no local versions
         held[normalized(name)] = version
-    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["bench"]]
     names = {normalized(re.match(r"[A-Za-z0-9._-]+", requirement)[0]) for requirement in wanted}
     assert names <= set(held)
 

@@ -6,19 +6,20 @@ import contextlib
 import importlib
 import platform
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from collective.abc import DataPlane, PlaneContext
 
-NAMES = ("gloo", "memory", "shm")
+NAMES = ("gloo", "memory", "shm", "two-level")
 IN_PROCESS = ("memory",)
 """Those that connect members inside one process only."""
 MEMBERS = 128
-"""The most members of a group on "shm"."""
-_SLOW_IMPORTS = {"gloo": "collective._backends._gloo_mesh"}
+"""The most members of a group that share memory."""
+_SLOW_IMPORTS = dict.fromkeys(("gloo", "two-level"), "collective._backends._gloo_mesh")
 
 
 def make_plane(name: str, context: PlaneContext) -> DataPlane:
@@ -39,6 +40,10 @@ def make_plane(name: str, context: PlaneContext) -> DataPlane:
         from collective._backends.shm import ShmPlane
 
         return ShmPlane(context)
+    if name == "two-level":
+        from collective._backends.two_level import TwoLevelPlane
+
+        return TwoLevelPlane(context)
     raise ValueError(f"group {context.group!r}: unknown backend {name!r}; known are {', '.join(NAMES)}")
 
 
@@ -46,6 +51,22 @@ def plane_within_a_host(size: int) -> str:
     """Return the name of the data plane for so many members in processes of one host; the same on all of them."""
     suits = sys.platform == "linux" and platform.machine() == "x86_64" and size <= MEMBERS
     return "shm" if suits else "gloo"
+
+
+def plane_between(hosts: Sequence[str]) -> str:
+    """Return the name of the data plane for members in processes, given each one's host; the same on all of them.
+
+    :param hosts: as `Address.host` names them; "" where that is not known.
+    """
+    if len(set(hosts)) == 1 and "" not in hosts:
+        return plane_within_a_host(len(hosts))
+    most = max(Counter(host for host in hosts if host).values(), default=1)
+    return "two-level" if 1 < most <= MEMBERS else "gloo"
+
+
+def settle(name: str, hosts: Sequence[str]) -> str:
+    """Return what a data plane comes to on these hosts: two levels where there are two, else the one that there is."""
+    return plane_between(hosts) if name == "two-level" else name
 
 
 def preload(names: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from collective import scopes, tensors
+from collective._backends import settle
 from collective._core import rollcall, tree
 from collective._core.agreement import Briefs, Calls, Metas, Record
 from collective._core.cards import Cards
@@ -66,7 +67,7 @@ class Engine:
         self.name = name
         self.key = key
         self.credential = credential
-        self.backend = backend
+        self.backend = settle(backend, [member.address.host for member in members])
         self.timeout = timeout
         self.token = f"{key}#{rank}"
         self.closed = False

@@ -65,6 +65,7 @@ class Epoch:
                 tell=lambda rank, message: post(rank, ("plane", number, message)),
                 timeout=engine.timeout,
                 interface="127.0.0.1" if tcp is None else tcp[0],
+                hosts=tuple(member.address.host for member in engine.members),
             ),
         )
         self.agreement = self._make_agreement(engine)

@@ -12,14 +12,14 @@ import numpy as np
 
 from collective._core.offload import LONG, offload
 from collective._links import mapping
-from collective._links.arena import DYING_SECONDS, Extent, arena
+from collective._links.arena import DYING_SECONDS, arena
 from collective._links.wire import FORGET, REFERENCE, SHOWN, WireError, frame_head
 from collective.abc import LARGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from collective._links.arena import Segment
+    from collective._links.segments import Extent, Segment
     from collective._links.wire import Piece
 
 MOST_SEGMENTS: Final = 256

@@ -17,6 +17,10 @@ and never hangs: every case has a deadline. It also fails where it leaves a task
 What a check demands is in its docstring; `CHECKS` has them all. To write more of them, take `check` and `world`.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from collective.testing import (
     _aliasing,
     _breaking,
@@ -34,6 +38,9 @@ from collective.testing import (
 )
 from collective.testing._cases import MIXES, Case, Check, cases, check, checks_of
 from collective.testing._world import World, world
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CHECKS = checks_of(
     [
@@ -55,9 +62,14 @@ CHECKS = checks_of(
 """Every check of the suite."""
 
 
-def conformance_cases(backend: str, sizes: tuple[int, ...] = (1, 2, 3, 4)) -> list[Case]:
-    """Return every case of the suite for a backend, in an order that finds the simple failures first."""
-    return cases(CHECKS, backend, sizes)
+def conformance_cases(
+    backend: str, sizes: tuple[int, ...] = (1, 2, 3, 4), *, hosts: Sequence[str] = ("",)
+) -> list[Case]:
+    """Return every case of the suite for a backend, in an order that finds the simple failures first.
+
+    :param hosts: the hosts on which the ranks pretend to be, in turn: ("a", "a", "b") has two on "a", then one on "b".
+    """
+    return cases(CHECKS, backend, sizes, hosts=hosts)
 
 
 __all__ = ["CHECKS", "MIXES", "Case", "Check", "World", "check", "conformance_cases", "world"]

@@ -63,12 +63,16 @@ def checks_of(modules: Iterable[ModuleType]) -> list[Check]:
 
 @dataclass(frozen=True)
 class Case:
-    """A check on one backend, with one group size and one mix of array kinds. `str(case)` is a short id."""
+    """A check on one backend, with one group size and one mix of array kinds. `str(case)` is a short id.
+
+    :param hosts: the hosts on which the ranks pretend to be, in turn.
+    """
 
     check: Check
     backend: str
     size: int
     mix: str
+    hosts: tuple[str, ...] = ("",)
 
     def __str__(self) -> str:
         return f"{self.check.name}-{self.backend}-{self.size}-{self.mix}"
@@ -89,7 +93,12 @@ class Case:
         async with asyncio.timeout(deadline):
             kinds = tuple(islice(cycle(MIXES[self.mix]), self.size))
             async with world(
-                self.backend, self.size, kinds=kinds, timeout=self.check.timeout, roles=dict(self.check.roles) or None
+                self.backend,
+                self.size,
+                kinds=kinds,
+                timeout=self.check.timeout,
+                roles=dict(self.check.roles) or None,
+                hosts=self.hosts,
             ) as opened:
                 await self.check.body(opened)
             await turns()
@@ -98,10 +107,12 @@ class Case:
                 await until(lambda: asyncio.all_tasks() <= before)
 
 
-def cases(checks: Sequence[Check], backend: str, sizes: Sequence[int] = (1, 2, 3, 4)) -> list[Case]:
-    """Return the cases of these checks on a backend."""
+def cases(
+    checks: Sequence[Check], backend: str, sizes: Sequence[int] = (1, 2, 3, 4), *, hosts: Sequence[str] = ("",)
+) -> list[Case]:
+    """Return the cases of these checks on a backend, whose ranks pretend to be on these hosts in turn."""
     return [
-        Case(check, backend, size, mix)
+        Case(check, backend, size, mix, tuple(hosts))
         for check in checks
         for size in sizes
         if size in check.sizes

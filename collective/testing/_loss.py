@@ -72,7 +72,7 @@ async def death_anywhere(opened: World) -> None:
     for length in (8, 200_000):
         calls += [(name, length) for name in (*unfinished(np.ones(1)), "send", "recv")]
     for number, (name, length) in enumerate(calls):
-        async with world(opened.backend, opened.size) as doomed:
+        async with world(opened.backend, opened.size, hosts=opened.hosts) as doomed:
             try:
                 await _die(doomed, name, length, delay=3 * (number % 7), dead=number % opened.size)
             except AssertionError as error:

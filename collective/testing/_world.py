@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import uuid
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from collective.formation import form_group
@@ -38,6 +40,7 @@ class World:
     :ivar groups: what each rank holds, in rank order.
     :ivar endpoints: each rank's endpoint; `endpoints[r].abort()` is the death of rank r.
     :ivar kinds: the kind of array that each rank uses.
+    :ivar hosts: the host on which each rank pretends to be.
     :ivar unseen: what reached the loop's exception handler; a check that leaves anything here has failed.
     """
 
@@ -48,9 +51,11 @@ class World:
         endpoints: Sequence[Endpoint],
         *,
         roles: Sequence[str],
+        hosts: Sequence[str],
         timeout: float,
     ) -> None:
         self.backend = backend
+        self.hosts = tuple(hosts)
         self.kinds = tuple(kinds)
         self.endpoints = list(endpoints)
         self.groups: list[Group] = []
@@ -72,7 +77,7 @@ class World:
 
     def member(self, rank: int) -> str:
         """Return how messages name the member of that group-local rank, as in "worker[1]"."""
-        return str(_members(self.endpoints, self._roles)[rank])
+        return str(self._members()[rank])
 
     def make(self, rank: int, values: np.ndarray, form: str = "contiguous") -> Array:
         """Return a new array of that rank's kind."""
@@ -95,7 +100,7 @@ class World:
     async def join(self, name: str, rank: int, *, backend: str | None = None) -> Group:
         """Take one rank's part in forming a group of that name."""
         spec = GroupSpec(name, tuple(dict.fromkeys(self._roles)), backend or self.backend, self._timeout)
-        members = _members(self.endpoints, self._roles)
+        members = self._members()
         key = f"{name}.{self._key}"
         group = await form_group(self.endpoints[rank], spec, members, rank, key=key, credential=_CREDENTIAL)
         self._formed.append(group)
@@ -132,6 +137,12 @@ class World:
         for endpoint in self.endpoints:
             await endpoint.aclose()
 
+    def _members(self) -> list[Member]:
+        return [
+            Member(role, self._roles[:rank].count(role), replace(self.endpoints[rank].address, host=self.hosts[rank]))
+            for rank, role in enumerate(self._roles)
+        ]
+
 
 _CREDENTIAL = Credential("conformance", b"conformance conformance conformance")
 
@@ -144,16 +155,19 @@ async def world(
     kinds: Sequence[str] | None = None,
     timeout: float = TIMEOUT,  # noqa: ASYNC109 (the group's, not this call's)
     roles: Mapping[str, int] | None = None,
+    hosts: Sequence[str] = ("",),
 ) -> AsyncIterator[World]:
     """Open a world of `size` ranks and form its group.
 
     :param kinds: the kind of array of each rank; numpy on all by default.
     :param timeout: the group's, in seconds.
     :param roles: how many members each role has, in rank order; all are workers by default.
+    :param hosts: the hosts on which the ranks pretend to be, in turn.
     """
     names = [role for role, count in (roles or {"worker": size}).items() for _ in range(count)]
     endpoints = [await open_endpoint(kinds=("memory",)) for _ in range(size)]
-    opened = World(backend, kinds or ["numpy"] * size, endpoints, roles=names, timeout=timeout)
+    places = list(islice(cycle(hosts), size))
+    opened = World(backend, kinds or ["numpy"] * size, endpoints, roles=names, hosts=places, timeout=timeout)
     loop = asyncio.get_running_loop()
     before = loop.get_exception_handler()
     loop.set_exception_handler(lambda _, context: opened.unseen.append(context))
@@ -165,13 +179,6 @@ async def world(
     finally:
         await opened.aclose()
         loop.set_exception_handler(before)
-
-
-def _members(endpoints: Sequence[Endpoint], roles: Sequence[str]) -> list[Member]:
-    return [
-        Member(role, roles[:index].count(role), endpoint.address)
-        for index, (role, endpoint) in enumerate(zip(roles, endpoints, strict=True))
-    ]
 
 
 async def _wait(awaitable: Awaitable[object]) -> None:

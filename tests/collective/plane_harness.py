@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import os
 import subprocess
 import sys
 import textwrap
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collective._backends import make_plane
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from collective.abc import DataPlane
+
+HOSTS = "abbacab"
+"""Names of the hosts on which the members of every group pretend to be, by rank."""
 
 _keys = itertools.count()
 
@@ -34,7 +40,9 @@ def make_planes(backend: str, size: int) -> list[DataPlane]:
         return tell
 
     for rank in range(size):
-        context = PlaneContext(group="g", key=key, rank=rank, size=size, tell=tell_from(rank), timeout=30.0)
+        context = PlaneContext(
+            group="g", key=key, rank=rank, size=size, tell=tell_from(rank), timeout=30.0, hosts=tuple(HOSTS[:size])
+        )
         planes.append(make_plane(backend, context))
     return planes
 
@@ -53,6 +61,20 @@ async def all_of(completions: Sequence[Awaitable[None]]) -> None:
     await asyncio.gather(*completions)
 
 
+def held() -> tuple[int, int, int]:
+    """Return the numbers of descriptors, of mappings of groups' memory, and of threads."""
+    gc.collect()
+    maps = Path("/proc/self/maps").read_text().count("memfd:gangline-group")
+    return len(os.listdir("/proc/self/fd")), maps, len(os.listdir("/proc/self/task"))
+
+
+async def until_held(most: tuple[int, int, int]) -> None:
+    """Wait until no more is held than that: workers end soon after they were told to."""
+    async with asyncio.timeout(10):
+        while not all(now <= then for now, then in zip(held(), most, strict=True)):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 _MEMBER = """
 import asyncio, os, pickle, struct, sys, time
 import numpy as np
@@ -66,6 +88,7 @@ def say(*words):
 
 async def connect():
     rank, size, directory, backend = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    hosts = tuple(sys.argv[5])
     loop = asyncio.get_running_loop()
     path = lambda r: os.path.join(directory, f"s{r}")
     planes = []
@@ -82,7 +105,8 @@ async def connect():
         writer.write(struct.pack("II", rank, len(message)) + message)
         await writer.drain()
         writer.close()
-    context = PlaneContext("g", "k", rank, size, lambda dst, m: tasks.add(loop.create_task(tell(dst, m))), 30.0)
+    tell_soon = lambda dst, message: tasks.add(loop.create_task(tell(dst, message)))
+    context = PlaneContext("g", "k", rank, size, tell_soon, 30.0, hosts=hosts)
     planes.append(make_plane(backend, context))
     await planes[0].open()
     if tasks:
@@ -98,7 +122,7 @@ def start_members(backend: str, directory: object, size: int, body: str) -> list
     source += textwrap.indent(textwrap.dedent(body), "    ") + "\nasyncio.run(main())\nsay('left')\n"
     return [
         subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", source, str(rank), str(size), str(directory), backend],
+            [sys.executable, "-W", "error", "-c", source, str(rank), str(size), str(directory), backend, HOSTS[:size]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

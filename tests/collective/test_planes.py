@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import itertools
 import os
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from plane_harness import all_of, make_planes, opened
+from plane_harness import HOSTS, all_of, make_planes, opened
 
 from collective._backends import make_plane
 from collective.abc import PlaneContext
@@ -24,7 +25,7 @@ from collective.types import ReduceOp
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator, Sequence
 
-BACKENDS = ("memory", "shm", "gloo")
+BACKENDS = ("memory", "shm", "gloo", "two-level")
 SIZES = (1, 2, 3, 4)
 LENGTHS = (1, 5, 1000)
 LARGE = 300_000
@@ -50,8 +51,8 @@ def make(dtype: str, length: int, rank: int, op: ReduceOp = ReduceOp.SUM) -> np.
     return random.integers(limits.min, limits.max, length, dtype, endpoint=True)
 
 
-def expect(arrays: Sequence[np.ndarray], op: ReduceOp) -> np.ndarray:
-    """Reduce by numpy alone: in rank order, halves in float32 and rounded once."""
+def expect(arrays: Sequence[np.ndarray], op: ReduceOp, backend: str = "") -> np.ndarray:
+    """Reduce by numpy alone, halves in float32 and rounded once: by rank; on two levels, host by host."""
     dtype = arrays[0].dtype
     wide = [array.astype(np.float32) for array in arrays] if dtype in map(numpy_dtype, HALVES) else list(arrays)
     combine = {
@@ -62,9 +63,12 @@ def expect(arrays: Sequence[np.ndarray], op: ReduceOp) -> np.ndarray:
         ReduceOp.MAX: np.maximum,
     }[op]
     with np.errstate(all="ignore"):
-        result = wide[0]
-        for array in wide[1:]:
-            result = combine(result, array)
+        if backend == "two-level":
+            parts: dict[str, list[np.ndarray]] = {}
+            for host, array in zip(HOSTS, wide, strict=False):
+                parts.setdefault(host, []).append(array)
+            wide = [functools.reduce(combine, part) for part in parts.values()]
+        result = functools.reduce(combine, wide)
         if op is ReduceOp.AVG:
             result = result / len(arrays)
         return result.astype(dtype)
@@ -134,7 +138,7 @@ def test_large_reductions(backend: str, size: int, dtype: str) -> None:
 
     async def main() -> None:
         arrays = [make(dtype, length, rank) for rank in range(size)]
-        expected = expect(arrays, op)
+        expected = expect(arrays, op, backend)
         counts = cut(length, size)
         async with opened(backend, size) as planes:
             outs = [np.empty_like(array) for array in arrays]
@@ -355,7 +359,7 @@ def test_memory_members_on_two_loops_are_refused() -> None:
 
 def test_unknown_backend_lists_the_known() -> None:
     context = PlaneContext("g", "k", 0, 1, lambda rank, message: None, 1.0)
-    with pytest.raises(ValueError, match="'nccl'; known are gloo, memory, shm"):
+    with pytest.raises(ValueError, match="'nccl'; known are gloo, memory, shm, two-level"):
         make_plane("nccl", context)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from plane_harness import all_of, finish, lines_until, make_planes, opened, start_members
+from plane_harness import all_of, finish, held, lines_until, make_planes, opened, start_members, until_held
 
-from collective._backends import MEMBERS, plane_within_a_host
+from collective._backends import MEMBERS, plane_within_a_host, settle
 from collective.errors import BackendError
 from collective.formation import choose_backend
 from collective.types import Address, Member, ReduceOp
@@ -27,22 +26,8 @@ LARGE = 1 << 19
 """Elements of a float64 array that the worker moves."""
 
 
-def held() -> tuple[int, int, int]:
-    """Return the numbers of descriptors, of mappings of groups' memory, and of threads."""
-    gc.collect()
-    maps = Path("/proc/self/maps").read_text().count("memfd:gangline-group")
-    return len(os.listdir("/proc/self/fd")), maps, len(os.listdir("/proc/self/task"))
-
-
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-async def until_held(most: tuple[int, int, int]) -> None:
-    """Wait until no more is held than that: workers end soon after they were told to."""
-    async with asyncio.timeout(10):
-        while not all(now <= then for now, then in zip(held(), most, strict=True)):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def use(size: int, *, abandon: bool, large: bool) -> None:
@@ -225,7 +210,15 @@ def test_a_step_that_fails_stops_the_member(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("hosts", "backend"),
-    [(["a", "a"], "shm"), (["a", "b"], "gloo"), (["", ""], "gloo"), (["a"] * (MEMBERS + 1), "gloo")],
+    [
+        (["a", "a"], "shm"),
+        (["a", "b"], "gloo"),
+        (["", ""], "gloo"),
+        (["a", "b", "a"], "two-level"),
+        (["", "a", "a", ""], "two-level"),
+        (["a"] * (MEMBERS + 1), "gloo"),
+        ([*["a"] * (MEMBERS + 1), "b"], "gloo"),
+    ],
 )
 def test_what_auto_stands_for_between_processes(hosts: Sequence[str], backend: str) -> None:
     members = [
@@ -233,6 +226,8 @@ def test_what_auto_stands_for_between_processes(hosts: Sequence[str], backend: s
     ]
     assert choose_backend("auto", members) == backend
     assert choose_backend("gloo", members) == "gloo"
+    assert settle("two-level", hosts) == backend
+    assert settle("shm", hosts) == "shm"
 
 
 def test_more_members_than_descriptors_are_refused() -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from test_links_shm import carrier
 from collective._links import arena as arenas
 from collective._links import mapping, ring
 from collective._links import wire as w
-from collective._links.arena import Arena, Segment
+from collective._links.segments import Segment
 from collective.abc import LARGE
 from collective.errors import LinkBroken
 from collective.links import allocate, arena_statistics, open_endpoint, private
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from collective._links.arena import Arena
     from collective.abc import Channel, Message
 
 pytestmark = pytest.mark.skipif(not ring.usable(), reason="rings need the store order of x86")
@@ -60,20 +62,23 @@ def test_large_buffers_are_read_in_place_and_their_memory_is_used_again(loop: st
             one, other = await both.channel(window=4 * MIB)
             far = await both.there.connect(both.here.address, KEY)
             dice = np.random.default_rng(1)
+
+            def lent(nbytes: int) -> bool:
+                return both.link.statistics().bytes_lent == far.statistics().bytes_borrowed == nbytes
+
             for size in (LARGE + 1, MIB, 16 * MIB):  # Within the window; copied at once; copied off the loop.
                 data = [dice.integers(0, 256, n, np.uint8) for n in (size, LARGE, size + 1, 0)]
                 message = await pass_on(one, other, *(each.data for each in data))
                 assert [buffer.readonly for buffer in message.buffers] == [True, False, True, False]
                 assert [bytes(buffer) for buffer in message.buffers] == [each.tobytes() for each in data]
-                assert both.link.statistics().bytes_lent == far.statistics().bytes_borrowed == 2 * size + 1
+                assert lent(2 * size + 1)
                 array = np.frombuffer(message.buffers[2], np.uint8)[5:]
                 del message
-                await turns()
-                assert both.link.statistics().bytes_lent == far.statistics().bytes_borrowed == size + 1
+                await until(partial(lent, size + 1))
                 assert np.array_equal(array, data[2][5:])
                 del array
                 await all_given_back()
-                assert both.link.statistics().bytes_lent == far.statistics().bytes_borrowed == 0
+                await until(partial(lent, 0))
             assert arena_statistics().segments == 1
         assert arena_statistics().segments == 0
 
@@ -96,7 +101,7 @@ def test_held_memory_holds_nothing_up(small_arena: Callable[[int], Arena], monke
             both_ways = await pass_on(one, other, b"x" * MIB, b"y" * LARGE)
             assert [bytes(buffer[:1]) for buffer in both_ways.buffers] == [b"x", b"y"]
             del held[2]
-            await turns()
+            await until(lambda: arena_statistics().used == 3 * MIB)
             assert (await pass_on(one, other, b"x" * MIB)).buffers[0].readonly
             del held
             await all_given_back()
@@ -117,13 +122,12 @@ def test_a_private_mapping_is_the_writers_alone_and_keeps_the_memory() -> None:
             assert (bytes(mine[:4]), bytes(second[:4]), bytes(block.memory[5:9])) == (b"bbba", b"aaaa", b"aaaa")
             assert bytes(mine[-4:]) == b"aaaa"
             del first, second, block
-            await turns()
-            assert both.link.statistics().bytes_lent == MIB
+            await until(lambda: both.link.statistics().bytes_lent == MIB)
             own = (await pass_on(one, other, b"c" * MIB)).buffers[0]
             assert bytes(mine[-4:]) == b"aaaa"
+            assert both.link.statistics().bytes_lent == 2 * MIB
             del mine
-            await turns()
-            assert both.link.statistics().bytes_lent == MIB
+            await until(lambda: both.link.statistics().bytes_lent == MIB)
             assert bytes(own) == b"c" * MIB
             assert private(memoryview(b"read-only")) == b"read-only"
 
@@ -150,7 +154,7 @@ def test_a_block_is_sent_to_any_number_of_peers_without_a_copy() -> None:
             gc.collect()
             assert (arena_statistics().used, arena_statistics().owned) == (3 * MIB, 0)
             del views[1:], seen
-            await turns()
+            await until(lambda: both.link.statistics().bytes_lent == 3 * MIB)
             assert arena_statistics().used == 3 * MIB
             del views
             await all_given_back()

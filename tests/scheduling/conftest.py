@@ -1,27 +1,14 @@
-"""A private Ray of several small nodes for the tests of this folder that need one."""
+"""A Ray of several small nodes for the tests of this folder that need one."""
 
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module")
-def private_ray() -> Iterator[None]:
-    """Keep Ray's files, and the address of the last Ray started, apart from those of other programs."""
-    folder = tempfile.mkdtemp(prefix="gl-")  # pytest's own paths are too long for Ray's sockets
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", folder)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        yield
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

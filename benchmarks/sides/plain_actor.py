@@ -1,4 +1,4 @@
-"""The plain Ray actor that `benchmarks.start` compares with; it imports nothing of Gangline."""
+"""The plain Ray actor that `start` and `idle` compare with; it imports nothing of Gangline."""
 
 from __future__ import annotations
 
