@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,6 +94,8 @@ class Repartition(Operation):
         return f"repartition({len(pairs)} tensors, {digest}: {'; '.join(pairs[:_NAMED])}; ...{shared})"
 
     def agree(self, metas: Metas) -> None:
+        if not self._leaves:
+            return
         assert metas is not None
         known = {meta[2] for meta in metas if meta is not None}
         if len(known) == 1 and isinstance(dtype := next(iter(known)), str):
@@ -102,7 +103,7 @@ class Repartition(Operation):
                 leaf.dtype = dtype
         else:
             self._agree_on_each(metas)
-        if not self._kind and self._leaves:
+        if not self._kind:
             self._kind, self._device = metas[self._leaves[0].src.ranks[0]][:2]
 
     def _agree_on_each(self, metas: Sequence[Any]) -> None:
@@ -139,7 +140,7 @@ class Repartition(Operation):
 
     async def _move_and_show(self, movement: Movement, done: asyncio.Future[None]) -> None:
         place = (self._place, "show")
-        shown: list[asyncio.Future[None]] = []
+        shown: list[asyncio.Future[dict[int, np.ndarray]]] = []
         wanted: dict[int, list[int]] = {}
         given: dict[int, list[int]] = {}
         for number, leaf in enumerate(self._leaves):
@@ -148,15 +149,16 @@ class Repartition(Operation):
             for mate in leaf.mates[1:] if leaf.result is not None else ():
                 given.setdefault(mate, []).append(number)
         for taker, numbers in wanted.items():
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            shown.append(future)
             dtypes = {number: tensors.numpy_dtype(self._leaves[number].dtype) for number in numbers}
-            sink = Shown(dtypes, partial(self._take_shown, future), private=self._kind == "torch")
+            sink = Shown(dtypes, private=self._kind == "torch")
+            shown.append(sink.arrays)
             self._flows.expect(taker, place, sink)
         try:
             await movement.start()
             await asyncio.gather(*(self._show(mate, numbers, place) for mate, numbers in given.items()))
-            await asyncio.gather(*shown)
+            for arrays in await asyncio.gather(*shown):
+                for number, array in arrays.items():
+                    self._leaves[number].result = array
         except Exception as error:  # no memory, say: the others wait for this member
             done.set_exception(error)
         else:
@@ -167,11 +169,6 @@ class Repartition(Operation):
         with contextlib.suppress(CollectiveError):  # see `Flows.open`
             await show(arrays, mate, place, flows=self._flows)
 
-    def _take_shown(self, future: asyncio.Future[None], arrays: dict[int, np.ndarray]) -> None:
-        for number, array in arrays.items():
-            self._leaves[number].result = array
-        future.set_result(None)
-
     @property
     def long_finish(self) -> bool:
         copied = self._device != "cpu" or (self._share and self._kind != "numpy")
@@ -179,7 +176,7 @@ class Repartition(Operation):
         return not tensors.loaded(self._kind) or (copied and received > LONG)
 
     def finish(self) -> Any:
-        if all(leaf.result is None for leaf in self._leaves):
+        if self._leaves and all(leaf.result is None for leaf in self._leaves):
             return None
         results = {leaf.path: self._land(leaf) for leaf in self._leaves}
         return trees.rebuild(self._structure, results.__getitem__)

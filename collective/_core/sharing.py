@@ -6,6 +6,7 @@ place; any other link copies.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import math
@@ -22,7 +23,7 @@ from collective.abc import LARGE
 from collective.errors import LinkBroken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from collective._core.flows import Flows
     from collective.abc import Channel, Message
@@ -71,33 +72,34 @@ class Shown:
     copies its page.
     """
 
-    def __init__(
-        self,
-        dtypes: Mapping[int, np.dtype[Any]],
-        then: Callable[[dict[int, np.ndarray]], None],
-        *,
-        private: bool,
-    ) -> None:
+    def __init__(self, dtypes: Mapping[int, np.dtype[Any]], *, private: bool) -> None:
+        self.arrays: asyncio.Future[dict[int, np.ndarray]] = asyncio.get_running_loop().create_future()
+        """All of them, by number."""
         self._dtypes = dtypes
         self._private = private
-        self._then = then
-        self._arrays: dict[int, np.ndarray] = {}
+        self._came: dict[int, np.ndarray] = {}
 
     def allocate(self, header: bytes, sizes: Sequence[int]) -> None:
         """Take it where the link has it."""
 
     def take(self, message: Message) -> bool:
+        try:
+            self._take(message)
+        except Exception as error:  # no memory, say: the others would wait for this member
+            self.arrays.set_exception(error)
+            return True
+        complete = len(self._came) == len(self._dtypes)
+        if complete:
+            self.arrays.set_result(self._came)
+        return complete
+
+    def _take(self, message: Message) -> None:
         number, rest = pickle.loads(message.header)
         if number is None:
             for at, array in _here[rest].items():
-                view = self._arrays[at] = array.view()
+                view = self._came[at] = array.view()
                 view.flags.writeable = False
-        else:
-            buffer = message.buffers[0] if message.buffers else memoryview(b"")
-            data = np.frombuffer(borrowing.private(buffer) if self._private else buffer, np.uint8)
-            self._arrays[number] = data.view(self._dtypes[number]).reshape(rest)
-        complete = len(self._arrays) == len(self._dtypes)
-        if complete:
-            self._then(self._arrays)
-        return complete
-
+            return
+        buffer = message.buffers[0] if message.buffers else memoryview(b"")
+        data = np.frombuffer(borrowing.private(buffer) if self._private else buffer, np.uint8)
+        self._came[number] = data.view(self._dtypes[number]).reshape(rest)

@@ -142,6 +142,7 @@ async def repartition_moves_structures(world: World) -> None:
             check_array(bias, whole["blocks"][0][0][3 * rank : 3 * rank + 3], "numpy")
         else:
             assert bias is None
+    assert await world.call(Group.repartition, {}, {}, {}) == [{}] * size
 
 
 @check(sizes=(2, 3))
