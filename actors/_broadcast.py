@@ -77,17 +77,19 @@ async def _all_returned(calls: Sequence[Call]) -> bool:
     verdict: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     waiting = len(calls)
 
-    def ended(reply: asyncio.Future[Message | Failure]) -> None:
+    def ended(outcome: Message | Failure) -> None:
         nonlocal waiting
         waiting -= 1
         if not verdict.done():
-            if _failed(reply.result()):
+            if _failed(outcome):
                 verdict.set_result(False)
             elif not waiting:
                 verdict.set_result(True)
 
     for call in calls:
-        call.reply.add_done_callback(ended)
+        call.on_end = ended
+        if call.reply.done():
+            ended(call.reply.result())
     return await verdict
 
 

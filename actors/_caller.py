@@ -22,7 +22,7 @@ from collective.errors import HandshakeError, LinkClosed, LinkError, PeerLost, P
 from collective.links import loop_endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from actors._interface import Method
     from actors._target import Target
@@ -44,7 +44,7 @@ class Failure:
 class Call:
     """One call on its way. `place` is its place in line until it has left; `reply` is its Message or its Failure."""
 
-    __slots__ = ("_buffers", "_header", "connection", "method", "number", "place", "reply", "sent")
+    __slots__ = ("_buffers", "_header", "connection", "method", "number", "on_end", "place", "reply", "sent")
 
     def __init__(
         self, connection: Connection, number: int, method: str, header: bytes, buffers: Sequence[Buffer]
@@ -53,6 +53,8 @@ class Call:
         self.number = number
         self.method = method
         self.reply: asyncio.Future[Message | Failure] = connection.loop.create_future()
+        self.on_end: Callable[[Message | Failure], None] | None = None
+        """Called at once when it has ended: a callback of `reply` would wait for the loop's next turn."""
         self.place: asyncio.Future[None] | None = None
         self.sent = False
         self._header = header
@@ -94,6 +96,13 @@ class Call:
     def cancel(self, *, forget: bool) -> None:
         """Have the actor cancel it. With `forget` nobody waits for the reply, which else tells that it has ended."""
         self.connection.cancel(self, forget=forget)
+
+    def end(self, outcome: Message | Failure) -> None:
+        """Take the reply, if it is the first, and somebody waits for it."""
+        if not self.reply.done():
+            self.reply.set_result(outcome)
+            if self.on_end is not None:
+                self.on_end(outcome)
 
     def result(self) -> Any:
         """Return what the actor returned, or raise what it raised. The call must have ended."""
@@ -188,8 +197,7 @@ class Connection:
         if call.reply.done() and not call.reply.cancelled():  # cancelled: by the cancellation of who awaited it
             return
         if not call.sent:
-            if not call.reply.done():
-                call.reply.set_result(Failure(None))
+            call.end(Failure(None))
         elif self._main is not None:
             self._main.post(protocol.HEAD.pack(protocol.CANCEL, call.number))
 
@@ -201,7 +209,7 @@ class Connection:
         """Let a call fail because its channel or link did."""
         self._calls.pop(call.number, None)
         if not call.reply.done():
-            call.reply.set_result(Failure(self.translate(error, call.method)))
+            call.end(Failure(self.translate(error, call.method)))
 
     def translate(self, error: Exception, method: str) -> Exception:
         """Turn the end of a link or channel into what it means for a call."""
@@ -231,8 +239,8 @@ class Connection:
     def _on_reply(self, message: Message) -> None:
         _, number = protocol.HEAD.unpack_from(message.header)
         call = self._calls.pop(number, None)
-        if call is not None and not call.reply.done():
-            call.reply.set_result(message)
+        if call is not None:
+            call.end(message)
 
     def _on_main_end(self, error: Exception) -> None:
         # In good order the actor closes both; a large reply may still be on its way, so the calls wait for the other.

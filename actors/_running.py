@@ -71,32 +71,35 @@ class Running:
     async def run(self) -> None:
         """Run the method, then reply."""
         self._started = True
-        with CallScope() as scope:
-            try:
-                if self._ending is not None:
-                    raise asyncio.CancelledError
-                if self.method.kind is Kind.STREAM:
-                    self.stream = await self.session.stream(self.number)
-                args, kwargs = loads(*self._body, "an argument", self.where)
-                self._body = (b"", ())
-                result = None
-                if self.method.kind is Kind.ASYNC:
-                    result = await self.method.function(*args, **kwargs)
-                elif self.stream is None:
-                    result = await self._in_thread(args, kwargs)
-                else:
-                    await self._generate(self.stream, args, kwargs)
-                del args, kwargs
-            except BaseException as error:  # SystemExit too: it is the method's outcome, not the end of the actor
-                kind, data, buffers = self._failure(error, scope)
-            else:
-                kind, data, buffers = self._success(result)
-        # From here on it has ended, and nothing cancels it.
-        self.session.running.pop(self.number, None)
         try:
-            await self._reply(kind, data, buffers)
-        except Exception as error:  # more than a link carries; whatever it is, the caller must not wait for ever
-            await self._reply(*self._error(error, ()))
+            with CallScope() as scope:
+                try:
+                    if self._ending is not None:
+                        raise asyncio.CancelledError
+                    if self.method.kind is Kind.STREAM:
+                        self.stream = await self.session.stream(self.number)
+                    args, kwargs = loads(*self._body, "an argument", self.where)
+                    self._body = (b"", ())
+                    result = None
+                    if self.method.kind is Kind.ASYNC:
+                        result = await self.method.function(*args, **kwargs)
+                    elif self.stream is None:
+                        result = await self._in_thread(args, kwargs)
+                    else:
+                        await self._generate(self.stream, args, kwargs)
+                    del args, kwargs
+                except BaseException as error:  # SystemExit too: it is the method's outcome, not the end of the actor
+                    kind, data, buffers = self._failure(error, scope)
+                else:
+                    kind, data, buffers = self._success(result)
+            # From here on it has ended, and nothing cancels it.
+            self.session.running.pop(self.number, None)
+            try:
+                await self._reply(kind, data, buffers)
+            except Exception as error:  # more than a link carries; whatever it is, the caller must not wait for ever
+                await self._reply(*self._error(error, ()))
+        finally:
+            self.session.dispatcher.ended(self)
 
     async def _in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self.method.function

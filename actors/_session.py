@@ -29,7 +29,7 @@ class Session:
         self.role = dispatcher.role
         self.rank = dispatcher.rank
         self.running: dict[int, Running] = {}
-        self._dispatcher = dispatcher
+        self.dispatcher = dispatcher
         self._on_end = on_end
         self._main: Channel | None = None
         self._bulk: asyncio.Future[Channel] = loop.create_future()
@@ -40,7 +40,7 @@ class Session:
     @property
     def workers(self) -> Workers:
         """The actor's worker threads."""
-        return self._dispatcher.workers
+        return self.dispatcher.workers
 
     def attach(self, what: int, number: int, channel: Channel) -> None:
         """Take a channel that the caller opened."""
@@ -132,27 +132,27 @@ class Session:
         if kind & ~protocol.ASIDE == protocol.CALL:
             self._call(number, message)
         else:
-            self._dispatcher.spawn(self._reset(number, message), name="resetting groups")
+            self.dispatcher.spawn(self._reset(number, message), name="resetting groups")
 
     def _call(self, number: int, message: Message) -> None:
         start = protocol.HEAD.size + 2
         start += int.from_bytes(message.header[start - 2 : start], "little")
         wire = message.header[protocol.HEAD.size : start]
-        method = self._dispatcher.methods.get(wire)
-        if method is None or self._dispatcher.closing:
+        method = self.dispatcher.methods.get(wire)
+        if method is None or self.dispatcher.closing:
             name = wire[2:].decode(errors="replace")
             error: Exception
-            if self._dispatcher.closing:
+            if self.dispatcher.closing:
                 error = ActorClosed(self.role, self.rank, name)
             else:
                 error = AttributeError(
                     f"{self.role}[{self.rank}] has no method {name!r}; the handle is for another class"
                 )
-            self._dispatcher.spawn(self._refuse(number, error), name=name)
+            self.dispatcher.spawn(self._refuse(number, error), name=name)
             return
         call = Running(self, number, method, protocol.body(message, start))
         self.running[number] = call
-        call.task = self._dispatcher.spawn(call.run(), name=call.where)
+        self.dispatcher.start_call(call)
 
     def _cancel(self, number: int) -> None:
         call = self.running.get(number)

@@ -16,7 +16,6 @@ from actors._interface import Interface
 from actors._protocol import port
 from actors._roster import Roster
 from actors._target import Target
-from actors._to_the_end import to_the_end
 from actors.abc import Launch
 from actors.actor import Actor
 from actors.errors import NotReady
@@ -24,6 +23,7 @@ from actors.role import Role
 from collective import _backends
 from collective.formation import choose_backend
 from collective.types import Credential, GroupSpec, Member
+from scheduling.background import to_the_end
 from scheduling.templates import pack
 
 if TYPE_CHECKING:

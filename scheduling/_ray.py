@@ -13,9 +13,9 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from scheduling import _ray_start, _ray_state
-from scheduling._threads import in_thread, post
-from scheduling._waiting import claim_all, run_to_end
+from scheduling._waiting import claim_all
 from scheduling.abc import Claim, Cluster
+from scheduling.background import in_thread, post, to_the_end
 from scheduling.errors import RayUnavailable, ReservationLost
 from scheduling.types import UNITS, count_units, units_lost
 
@@ -42,7 +42,7 @@ async def reserve(demands: Sequence[Demand], placement: Placement, *, start_time
     try:
         nodes = await claim.bundle_nodes()
     except BaseException:
-        await run_to_end(claim.withdraw())
+        await to_the_end(claim.withdraw())
         raise
     return Reservation(claim, request, {demand.role: demand.resources for demand in demands}, nodes)
 
@@ -91,7 +91,7 @@ class Reservation:
 
         Ray kills actors that still live in it. A cancellation takes effect after the removal.
         """
-        await run_to_end(self._claim.withdraw())
+        await to_the_end(self._claim.withdraw())
 
 
 class RayCluster(Cluster):
@@ -124,7 +124,7 @@ class RayCluster(Cluster):
         try:
             group = await asyncio.shield(creation)
         except asyncio.CancelledError:
-            await run_to_end(_undo(creation, name, len(bundles)))
+            await to_the_end(_undo(creation, name, len(bundles)))
             raise
         except RayError as error:
             raise RayUnavailable(f"gang {name!r}: Ray could not take its placement group: {error}") from error

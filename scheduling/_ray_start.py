@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import os
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray._private.services import canonicalize_bootstrap_address
 
-from scheduling._threads import post
+from scheduling.background import for_thread
 from scheduling.errors import CpusOversubscribed, RayUnavailable
 from scheduling.machine import count_cpus
 
@@ -80,25 +79,7 @@ class _Starter:
 
     async def run(self, function: Callable[[], str | None]) -> str | None:
         """Run `function` in the thread. Cancelled, the function still runs to its end."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[str | None] = loop.create_future()
-
-        def deliver(result: str | None, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
-        def work() -> None:
-            result, error = None, None
-            try:
-                result = function()
-            except BaseException as raised:
-                error = raised
-            post(loop, deliver, result, error)
-
+        future, work = for_thread(function)
         with self._guard:
             if self._thread is None or not self._thread.is_alive():  # a forked child has no threads
                 self._work = queue.SimpleQueue()

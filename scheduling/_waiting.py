@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
+from scheduling.background import to_the_end
 from scheduling.errors import GangInfeasible, GangTimeout, ReservationLost
 from scheduling.feasibility import find_shortages
 from scheduling.types import FrozenMap, Shortage
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Sequence
 
     from scheduling.abc import Claim, Cluster, Placement
     from scheduling.types import Demand, Holder, Request
@@ -21,8 +22,6 @@ GRACE = 3.0
 _FIRST_LOOK = 0.05
 _LONGEST_LOOK = 2.0
 """Seconds between looks at a claim that is not granted; granting itself is an event."""
-
-T = TypeVar("T")
 
 
 async def claim_all(
@@ -42,7 +41,7 @@ async def claim_all(
     try:
         await waiting.wait(claim)
     except BaseException:
-        await run_to_end(claim.withdraw())
+        await to_the_end(claim.withdraw())
         raise
     return request, claim
 
@@ -136,18 +135,3 @@ def _check_complete(demands: Sequence[Demand], request: Request) -> None:
         role, rank = wrong[0]
         raise ValueError(f"the placement must place each actor once; it does not for {role}[{rank}]")
 
-
-async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work` to its end even where this task is cancelled meanwhile; then let the cancellation through."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        if not task.cancelled() and task.exception() is not None:
-            raise cancelled from task.exception()
-        raise cancelled
-    return task.result()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from scheduling._threads import in_thread
+from scheduling.background import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -29,7 +29,7 @@ async def make_runtime(name: str, *, roles: Sequence[Role[Any]], placement: Plac
 
         return InprocRuntime(roles=roles)
     if name == "ray":
-        from scheduling._threads import in_thread
+        from scheduling.background import in_thread
 
         # Importing Ray takes half a second, which the loop must not wait for.
         module = await in_thread(lambda: importlib.import_module("actors._runtimes._ray"))

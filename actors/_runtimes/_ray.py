@@ -15,10 +15,9 @@ from actors._host import own_process
 from actors._pickling import dumps
 from actors._runtimes._pidfd import PidWatch
 from actors._runtimes._ray_host import RayActor, RayHost, Site, import_path, open_home
-from actors._to_the_end import to_the_end
 from actors.abc import Process, Runtime
 from collective.links import default_host
-from scheduling._threads import in_thread
+from scheduling.background import in_thread, to_the_end
 from scheduling.reserving import ensure_ray, reserve
 
 if TYPE_CHECKING:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _ROOM = LARGE - 1024
 """Bytes of buffers that fit beside a header in one `send_nowait`."""
+_WINDOW = 128 << 20
+"""Bytes of credit between two members: more than the budgets of their mailboxes, which bound what is under way."""
 
 
 class _Outbox:
@@ -28,7 +30,7 @@ class _Outbox:
 
     def __init__(self) -> None:
         self.channel: Channel | None = None
-        self.queue: deque[tuple[bytes, list[bytes]]] = deque()
+        self.queue: deque[tuple[bytes, Sequence[Buffer]]] = deque()
         self.task: asyncio.Task[None] | None = None
 
 
@@ -85,9 +87,22 @@ class Fabric:
                 return
             else:
                 return
-        outbox.queue.append((header, [bytes(buffer) for buffer in buffers]))
+        self._enqueue(rank, outbox, (header, [bytes(buffer) for buffer in buffers]))
+
+    def _enqueue(self, rank: int, outbox: _Outbox, message: tuple[bytes, Sequence[Buffer]]) -> None:
+        outbox.queue.append(message)
         if outbox.task is None:
             outbox.task = self.spawn(self._drain(rank, outbox))
+
+    def shares_memory(self, rank: int) -> bool:
+        """Whether this member and a peer read each other's shared memory, as far as is known."""
+        outbox = self._outboxes.get(rank)
+        return outbox is not None and outbox.channel is not None and outbox.channel.link.kind == "shm"
+
+    def lend(self, rank: int, message: tuple[Any, ...], memory: memoryview) -> None:
+        """Post a message with memory that links share (`collective.links.allocate`), which is not copied."""
+        if not self._closed:
+            self._enqueue(rank, self._outboxes[rank], (pickle.dumps(message, 5), [memory]))
 
     async def open_data(self, rank: int, ticket: Any) -> Channel:
         """Open a channel of its own to a peer, for a message that is too large to buffer there."""
@@ -149,7 +164,7 @@ class Fabric:
         try:
             if outbox.channel is None:
                 link = await self._link(rank)
-                outbox.channel = link.open(self._port, pickle.dumps((self._rank, None), 5))
+                outbox.channel = link.open(self._port, pickle.dumps((self._rank, None), 5), window=_WINDOW)
             while outbox.queue:
                 header, buffers = outbox.queue.popleft()
                 await outbox.channel.send(header, buffers)

@@ -1,7 +1,9 @@
 """Sends and receives of one member in one epoch: ordered by (source, destination, tag) and by nothing else.
 
-A small message goes at once and is buffered at the receiver, up to a budget for each pair. Any other is offered: the
-receiver pulls it when a recv has matched it, and it travels on a channel of its own, straight into the result's memory.
+A small message goes at once and is buffered at the receiver, up to a budget for each pair. So does a larger one where
+both share memory: its sender puts it there, and what the receiver gets is a private mapping of that, or a copy in its
+`out`. Any other is offered: the receiver pulls it when a recv has matched it, and it travels on a channel of its own,
+straight into the result's memory, or is put into shared memory then, off the loop, where it is too large to copy on it.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collective import tensors
+from collective._core.budget import Budget
 from collective._core.offload import LONG, offload
 from collective._core.operands import Spec, as_bytes, copies, describe, flat
 from collective.abc import LARGE
 from collective.errors import CollectiveError
+from collective.links import allocate, private
 from collective.work import Work
 
 if TYPE_CHECKING:
@@ -29,8 +33,8 @@ if TYPE_CHECKING:
 
 EAGER = 16 << 20
 """Bytes that a sender has buffered at one receiver before it offers small messages too."""
-_REPORT = 1 << 20
-"""Bytes after which a receiver tells a sender what it has taken."""
+LENT = 64 << 20
+"""Bytes that a sender has in shared memory for one receiver before it offers larger messages."""
 
 
 _NOTHING = np.empty(0, np.uint8)
@@ -47,10 +51,12 @@ class _Arrival:
     """Where its bytes come."""
     data: np.ndarray | None = None
     """Its bytes, once they have come."""
+    shared: memoryview | None = None
+    """The same, where they lie in the sender's memory."""
     ticket: int | None = None
     """What to pull it by."""
-    cost: int = 0
-    """Bytes that its sender counts as buffered here."""
+    budget: Budget | None = None
+    """On which its sender counts it, until a recv has taken it."""
     taker: _Recv | None = None
     """The recv that has matched it."""
 
@@ -107,21 +113,23 @@ class Mailbox:
         self._active: set[Work[Any]] = set()
         self._offers: dict[int, _Offer] = {}
         self._tickets = 0
-        self._buffered: dict[int, int] = {}
-        self._taken: dict[int, int] = {}
+        self._eager = Budget(EAGER)
+        self._lent = Budget(LENT)
 
     def send(self, tensor: Any, spec: Spec, dst: int, tag: int) -> Work[None]:
         """Send a tensor of that spec."""
         work: Work[None] = Work(f"send({spec}, dst={dst}, tag={tag})")
         nbytes = spec.nbytes
-        if nbytes <= LARGE and self._buffered.get(dst, 0) + nbytes <= EAGER:
-            self._buffered[dst] = self._buffered.get(dst, 0) + nbytes
+        if nbytes <= LARGE and self._eager.spend(dst, nbytes):
             data = as_bytes(flat(tensor))
             if dst == self._rank:
                 data = data.copy()
-                self._arrive(_Arrival(dst, tag, spec, data, data, cost=nbytes))
+                self._arrive(_Arrival(dst, tag, spec, data, data, budget=self._eager))
             else:
                 self._tell(dst, ("eager", tag, tuple(spec)), [data.data] if nbytes else [])
+            work._succeed(None)
+            return work
+        if LARGE < nbytes <= LONG and self._lend(tensor, spec, dst, ("lent", tag, tuple(spec))):
             work._succeed(None)
             return work
         self._tickets += 1
@@ -149,7 +157,16 @@ class Mailbox:
         if kind == "eager":
             _, tag, spec = message
             data = np.frombuffer(buffers[0], np.uint8) if buffers else np.empty(0, np.uint8)
-            self._arrive(_Arrival(src, tag, Spec(*spec), data, data, cost=data.nbytes))
+            self._arrive(_Arrival(src, tag, Spec(*spec), data, data, budget=self._eager))
+        elif kind == "lent":
+            _, tag, spec = message
+            data = np.frombuffer(buffers[0], np.uint8)
+            self._arrive(_Arrival(src, tag, Spec(*spec), data, data, buffers[0], budget=self._lent))
+        elif kind == "given":
+            arrival = self._matched.pop((src, message[1]), None)
+            if arrival is not None:
+                arrival.coming, arrival.shared = np.frombuffer(buffers[0], np.uint8), buffers[0]
+                self._land(arrival)
         elif kind == "offer":
             _, tag, spec, ticket = message
             self._arrive(_Arrival(src, tag, Spec(*spec), ticket=ticket))
@@ -158,7 +175,7 @@ class Mailbox:
             if offer is not None:
                 self._spawn(self._transfer(message[1], offer))
         elif kind == "taken":
-            self._buffered[src] -= message[1]
+            (self._eager if message[1] == "eager" else self._lent).regain(src, message[2])
 
     def take_data(self, src: int, ticket: int, channel: Channel) -> None:
         """Take the channel on which a pulled message comes."""
@@ -206,7 +223,30 @@ class Mailbox:
     @property
     def buffered_bytes(self) -> int:
         """Bytes of messages that no recv has asked for."""
-        return sum(a.cost for arrivals in self._arrived.values() for a in arrivals)
+        arrivals = (arrival for waiting in self._arrived.values() for arrival in waiting)
+        return sum(arrival.spec.nbytes for arrival in arrivals if arrival.budget is not None)
+
+    def _lend(self, tensor: Any, spec: Spec, dst: int, message: tuple[Any, ...]) -> bool:
+        """Send a message by way of memory that is shared with its receiver; False where there is none to have now."""
+        if dst == self._rank or spec.device != "cpu" or not self._fabric.shares_memory(dst):
+            return False
+        if not self._lent.spend(dst, spec.nbytes):
+            return False
+        memory = self._copy_to_share(tensor, spec)
+        if memory is None:
+            self._lent.regain(dst, spec.nbytes)
+            return False
+        self._fabric.lend(dst, ("mail", self._epoch, message), memory)
+        return True
+
+    @staticmethod
+    def _copy_to_share(tensor: Any, spec: Spec) -> memoryview | None:
+        try:
+            memory = allocate(spec.nbytes).memory
+        except MemoryError:
+            return None
+        np.copyto(np.frombuffer(memory, np.uint8), as_bytes(flat(tensor)))
+        return memory
 
     def _track(self, work: Work[Any]) -> None:
         self._active.add(work)
@@ -265,6 +305,12 @@ class Mailbox:
     async def _transfer(self, ticket: int, offer: _Offer) -> None:
         """Send an offered message's bytes to the member that pulled it."""
         try:
+            if self._fabric.shares_memory(offer.dst):
+                memory = await offload(lambda: self._copy_to_share(offer.tensor, offer.spec))
+                if memory is not None:
+                    self._fabric.lend(offer.dst, ("mail", self._epoch, ("given", ticket)), memory)
+                    offer.work._succeed(None)
+                    return
             if copies(offer.tensor, offer.spec) > LONG:
                 data = await offload(lambda: flat(offer.tensor))
             else:
@@ -297,8 +343,7 @@ class Mailbox:
             self._delivered(arrival, recv, delivered)
 
     def _delivered(self, arrival: _Arrival, recv: _Recv, delivered: asyncio.Future[Any]) -> None:
-        if arrival.cost:
-            self._count_taken(arrival)
+        self._count_taken(arrival)
         error = delivered.exception()
         if error is None:
             recv.work._succeed(delivered.result())
@@ -306,16 +351,14 @@ class Mailbox:
             recv.work._fail(error)
 
     def _count_taken(self, arrival: _Arrival) -> None:
-        taken = self._taken.get(arrival.src, 0) + arrival.cost
-        arrival.cost = 0
-        if arrival.src == self._rank:
-            self._buffered[arrival.src] -= taken
-        elif taken >= _REPORT:
-            self._tell(arrival.src, ("taken", taken), [])
-        else:
-            self._taken[arrival.src] = taken
+        budget, arrival.budget = arrival.budget, None
+        if budget is None:
             return
-        self._taken[arrival.src] = 0
+        taken = budget.take(arrival.src, arrival.spec.nbytes)
+        if arrival.src == self._rank:
+            budget.regain(arrival.src, taken)
+        elif taken:
+            self._tell(arrival.src, ("taken", "eager" if budget is self._eager else "lent", taken), [])
 
     def _give_up(self, recv: _Recv) -> bool:
         """Withdraw a recv whose only await was cancelled; its message, if any, goes to the next recv."""
@@ -348,7 +391,10 @@ def _misfit(recv: _Recv, spec: Spec) -> Exception | None:
 def _deliver(arrival: _Arrival, out: Any) -> Any:
     assert arrival.data is not None
     spec = arrival.spec
-    array = arrival.data.view(tensors.numpy_dtype(spec.dtype)).reshape(spec.shape)
+    data = arrival.data
+    if out is None and arrival.shared is not None:  # not copied: a write copies its page, for this member alone
+        data = np.frombuffer(private(arrival.shared), np.uint8)
+    array = data.view(tensors.numpy_dtype(spec.dtype)).reshape(spec.shape)
     if out is None:
         return tensors.from_host(array, spec.kind, spec.device, dtype=spec.dtype)
     tensors.fill(out, array)

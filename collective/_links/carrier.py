@@ -74,6 +74,10 @@ class Carrier(ABC):
     def flush(self) -> None:
         """Write frames now, in the caller's context, until there are none or the pipe is full; then as it empties."""
 
+    def write_now(self, frame: bytes) -> bool:
+        """Write one small frame, where there is room for all of it and nothing waits before it; return whether so."""
+        return False
+
     @abstractmethod
     def detach(self) -> None:
         """Copy what waits to be written, so that the memory it came from may be changed."""

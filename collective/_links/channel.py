@@ -51,7 +51,6 @@ class MuxChannel(Channel):
                 f"no credit on the channel to port {self.port!r}: the other end has messages to receive first; "
                 "`await send(...)` waits for that"
             )
-        self.mux.ready(self)
 
     async def send(self, header: bytes, buffers: Sequence[Buffer] = ()) -> None:
         if self._error is not None:

@@ -58,7 +58,9 @@ class Events(Protocol):
     stopped: bool
 
     def on_open(self, channel: int, port: bytes, payload: bytes, window: int) -> None: ...
-    def on_message(self, channel: int, header: bytes, buffers: list[memoryview], *, post: bool) -> None: ...
+    def on_message(
+        self, channel: int, header: bytes, buffers: list[memoryview], credit: int, *, post: bool
+    ) -> None: ...
     def on_start(self, channel: int, start: Start) -> None: ...
     def on_data(self, channel: int, size: int) -> Sink: ...
     def on_credit(self, channel: int, credit: int) -> None: ...
@@ -139,10 +141,8 @@ class Decoder:
             inside = scratch[position + HEAD.size : stop]
             position = stop
             if kind == MESSAGE or kind == POST:
-                if credit:
-                    events.on_credit(channel, credit)
                 header, buffers = _decode_message(inside, count, head)
-                events.on_message(channel, header, buffers, post=kind == POST)
+                events.on_message(channel, header, buffers, credit, post=kind == POST)
             elif kind == CREDIT:
                 events.on_credit(channel, credit)
             else:

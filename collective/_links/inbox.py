@@ -104,8 +104,7 @@ class Inbox:
 
     def deliver(self, message: Message, cost: int) -> None:
         """Take a whole message; `cost` is the credit to return for it (a post has none)."""
-        if cost:
-            self._hold(cost)
+        self._hold(cost)
         self._deliver(message, cost)
 
     def _deliver(self, message: Message, cost: int) -> None:

@@ -229,6 +229,10 @@ class Mux(Link):
             self._round.append(channel)
             self.carrier.flush()
 
+    def write_now(self, frame: bytes) -> bool:
+        """Write a channel's frame at once, if nothing waits before it; return whether it went."""
+        return not self._urgent and not self._round and self.carrier.write_now(frame)
+
     def urge(self, frame: bytes) -> None:
         """Write a control frame or a post before everything else."""
         if self._error is None:
@@ -318,12 +322,16 @@ class Mux(Link):
         else:
             self._on_open(self, opened)
 
-    def on_message(self, channel: int, header: bytes, buffers: list[memoryview], *, post: bool) -> None:
+    def on_message(self, channel: int, header: bytes, buffers: list[memoryview], credit: int, *, post: bool) -> None:
         total = len(header) + 8 * len(buffers) + sum(map(len, buffers)) if buffers else len(header)
         self._messages_received += 1
         self._received += total
-        found = self._find(channel)
-        if found is not None and not found.deaf:
+        found = self._channels.get(channel) or self._find(channel)
+        if found is None:
+            return
+        if credit:
+            self._add_credit(found, credit)
+        if not found.deaf:
             found.inbox.deliver(Message(header, buffers), 0 if post else message_cost(total, len(buffers)))
 
     def on_start(self, channel: int, start: Start) -> None:
@@ -340,8 +348,12 @@ class Mux(Link):
     def on_credit(self, channel: int, credit: int) -> None:
         found = self._find(channel)
         if found is not None:
-            found.outbox.add_credit(credit)
-            self.ready(found)
+            self._add_credit(found, credit)
+
+    def _add_credit(self, channel: MuxChannel, credit: int) -> None:
+        channel.outbox.add_credit(credit)
+        if not channel.outbox.empty:
+            self.ready(channel)
 
     def on_grant(self, channel: int, serial: int, how: int) -> None:
         found = self._find(channel)

@@ -171,7 +171,7 @@ class Outbox:
         return not self._queue and self._close_frame is None
 
     def offer(self, header: bytes, buffers: Sequence[Buffer]) -> bool:
-        """Queue a copy of a message of at most LARGE bytes, if there is credit for it now and none waits before it."""
+        """Write or queue a copy of a message of at most LARGE bytes, if it has credit now and none waits before it."""
         if buffers:
             views = [as_bytes(buffer) for buffer in buffers]
             size = len(header) + sum(map(len, views))
@@ -185,9 +185,13 @@ class Outbox:
         if self._waiting or cost > self._credit:
             return False
         self._credit -= cost
-        self._channel.mux.count_sent(total)
-        owed = self._channel.inbox.take_owed()
-        self._queue.append(encode_message(MESSAGE, self._channel.id, owed, header, views, total))
+        channel = self._channel
+        mux = channel.mux
+        mux.count_sent(total)
+        frame = encode_message(MESSAGE, channel.id, channel.inbox.take_owed(), header, views, total)
+        if self._queue or not mux.write_now(frame):
+            self._queue.append(frame)
+            mux.ready(channel)
         return True
 
     async def send(self, header: bytes, buffers: Sequence[Buffer]) -> None:

@@ -2,13 +2,17 @@
 
 A link is awake or asleep. An awake one is looked at in every turn of the loop; its peer need not wake it. When none has
 anything new, the poller spins for a moment on those for which that is worth while, a few microseconds in each turn so
-that the loop goes on meanwhile; then it lets them sleep, and their eventfds wake the loop's own selector. So a
-loop whose links are quiet uses no CPU.
+that the loop goes on meanwhile, and gives way between looks; then it lets them sleep, and their eventfds wake the
+loop's own selector. So a loop whose links are quiet uses no CPU.
+
+Giving way serves peers that share a CPU with this process, and costs a time slice where the CPU is shared with somebody
+who computes: whoever sleeps is woken before such, and whoever gave way is not. Then nothing spins for a while.
 """
 
 from __future__ import annotations
 
 import os
+from os import sched_yield
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -20,11 +24,17 @@ if TYPE_CHECKING:
     from collective._links.outlook import Outlook
 
 BUDGET: Final = 50e-6
-"""Seconds that waiting for peers may spin."""
+"""Seconds of this process's own time that waiting for peers may spin."""
 _SLICE: Final = 8e-6
 """Seconds of that within one turn of the loop: what anything else that becomes ready meanwhile has to wait."""
-_PREEMPTED: Final = 20e-6
-"""Seconds between two looks that tell that something else needed this CPU: perhaps the very peer waited for."""
+_LOOK: Final = 4e-6
+"""Seconds that one look is counted at most: what is beyond went to others who needed this CPU."""
+_CROWDED: Final = 1e-3
+"""Seconds that giving way takes where it was to somebody who computes; peers and the kernel are done sooner."""
+_REST: Final = (1e-3, 0.1)
+"""Seconds without spinning after that: at first, and at most, doubled where it happens again soon."""
+_SOON: Final = 10
+"""Within so many times the last rest is soon."""
 
 
 class Pollable(Protocol):
@@ -61,6 +71,11 @@ class Poller:
         """When it began to spin; 0 where it does not."""
         self._looked = 0.0
         """When it last looked while it spun."""
+        self._left = 0.0
+        """What is left of the budget of this spinning."""
+        self._rest = 0.0
+        """How long the last rest from spinning is."""
+        self._resting_until = 0.0
         self.links = 0
 
     def wake(self, link: Pollable) -> None:
@@ -74,14 +89,19 @@ class Poller:
 
     def expect(self, link: Pollable) -> None:
         """Take note that a sleeping link has sent: an answer may come soon."""
-        if link.outlook.worth_while():
+        now = perf_counter()
+        if now >= self._resting_until and link.outlook.worth_while():
             self.wake(link)
+        else:
+            link.outlook.sleeps(now)
 
     def served(self, link: Pollable) -> None:
         """Take note that a sleeping link was woken and polled: another message may come soon."""
-        if link.outlook.worth_while():
+        now = perf_counter()
+        if now >= self._resting_until and link.outlook.worth_while():
             self.wake(link)
             return
+        link.outlook.sleeps(now)
         link.say_asleep()
         fence()
         if link.stirred():
@@ -115,55 +135,64 @@ class Poller:
             if link.awake and link.poll():
                 found = True
                 if self._since:
-                    self._judge(link, perf_counter())
+                    link.outlook.won()
                 else:
                     link.outlook.undecided()
         return found
 
     def _spin(self) -> bool:
-        """Look for a moment whether something comes, and take it. Return whether to stay awake."""
+        """Look for a moment whether something comes, and take it. Return whether to stay awake.
+
+        Between two looks it gives way to whoever else needs this CPU: perhaps the very peer that is waited for.
+        """
         now = perf_counter()
         if not self._since:
-            for link in tuple(self._awake):
-                if not link.outlook.worth_while():
-                    self._send_to_sleep([link])
-            self._since = now
+            resting = now < self._resting_until
+            hopeless = [link for link in self._awake if resting or not link.outlook.worth_while()]
+            if hopeless:
+                self._send_to_sleep(hopeless, now)
+            self._since = self._looked = now
+            self._left = BUDGET
         links = self._awake
         if not links:
             return False
-        over = self._since + BUDGET
-        stop = min(now + _SLICE, over)
+        looked, left, stop = self._looked, self._left, now + _SLICE
         while now < stop:
-            self._looked = now
             for link in links:
                 if link.stirred():
-                    self._judge(link, perf_counter())
+                    link.outlook.won()
                     self._since = 0.0
                     link.poll()
                     return True
-            now = perf_counter()
-            if now - self._looked > _PREEMPTED:
-                for link in links:
-                    link.outlook.lost(preempted=True)
+            left -= min(now - looked, _LOOK)
+            if left < 0:
                 return False
-        self._looked = now
-        return now < over
+            looked = now
+            sched_yield()
+            now = perf_counter()
+        self._looked, self._left = looked, left
+        if now - looked > _CROWDED:
+            self._begin_rest(now)
+            return False
+        return True
 
-    def _judge(self, link: Pollable, now: float) -> None:
-        """Learn from something that came while this spun."""
-        if now - self._looked > _PREEMPTED:
-            link.outlook.lost(preempted=True)
+    def _begin_rest(self, now: float) -> None:
+        """Spin no more for a while: this CPU is needed. Who sleeps is woken before those who compute."""
+        if now - self._resting_until < _SOON * self._rest:
+            self._rest = min(2 * self._rest, _REST[1])
         else:
-            link.outlook.won()
+            self._rest = _REST[0]
+        self._resting_until = now + self._rest
 
     def _sleep(self) -> None:
         self._since = 0.0
         for link in self._awake:
             link.outlook.lost()
-        self._send_to_sleep(list(self._awake))
+        self._send_to_sleep(list(self._awake), perf_counter())
 
-    def _send_to_sleep(self, links: list[Pollable]) -> None:
+    def _send_to_sleep(self, links: list[Pollable], now: float) -> None:
         for link in links:
+            link.outlook.sleeps(now)
             link.say_asleep()
         fence()
         for link in links:

@@ -99,17 +99,26 @@ class RingWriter(_Side):
 
     def put(self, piece: Piece) -> None:
         """Copy a piece into the room there is. It must fit."""
-        size = len(piece)
-        at = self._tail % self.capacity
+        size, capacity = len(piece), self.capacity
+        at = self._tail % capacity
         end = at + size
-        if end <= self.capacity:
+        if end <= capacity:
             self._data[at:end] = piece
         else:
-            first = self.capacity - at
+            first = capacity - at
             view = memoryview(piece)
             self._data[at:] = view[:first]
             self._data[: size - first] = view[first:]
         self._tail += size
+
+    def write(self, frame: bytes) -> bool:
+        """Copy and publish a frame, if there is room for all of it; return whether there was. Raises: WireError."""
+        size = len(frame)
+        if self.room(size) < size:
+            return False
+        self.put(frame)
+        self.publish()
+        return True
 
     def fill(self, pieces: Sequence[Piece]) -> int:
         """Copy as much of pieces as there is room for, and return how much that was. Raises: WireError."""

@@ -53,6 +53,20 @@ class ShmCarrier(SwitchingCarrier):
         elif not self._parked and not self._more and not self._closed and not self._unwritable:
             self._put_frames()
 
+    def write_now(self, frame: bytes) -> bool:
+        region = self._region
+        if region is None or not self._switched or self._parked or self._more or self._closed or self._unwritable:
+            return False
+        try:
+            if not region.writer.write(frame):
+                return False
+        except WireError:
+            return False  # The writing of frames that waited meets it again, and tells.
+        self.outlook.sent = True
+        if not self.awake:
+            self._poller.expect(self)
+        return True
+
     def _put_frames(self) -> bool:
         """Put frames into the ring until there are none or it is full. Return whether any went."""
         assert self._source is not None
@@ -177,6 +191,7 @@ class ShmCarrier(SwitchingCarrier):
 
     def _woken(self) -> None:
         assert self._region is not None
+        self.outlook.woken()
         try:
             os.eventfd_read(self._region.wake)
         except BlockingIOError:

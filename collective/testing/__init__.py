@@ -63,13 +63,14 @@ CHECKS = checks_of(
 
 
 def conformance_cases(
-    backend: str, sizes: tuple[int, ...] = (1, 2, 3, 4), *, hosts: Sequence[str] = ("",)
+    backend: str, sizes: tuple[int, ...] = (1, 2, 3, 4), *, hosts: Sequence[str] = ("",), link: str = "memory"
 ) -> list[Case]:
     """Return every case of the suite for a backend, in an order that finds the simple failures first.
 
     :param hosts: the hosts on which the ranks pretend to be, in turn: ("a", "a", "b") has two on "a", then one on "b".
+    :param link: the kind of link that joins the ranks; sends and receives travel over it.
     """
-    return cases(CHECKS, backend, sizes, hosts=hosts)
+    return cases(CHECKS, backend, sizes, hosts=hosts, link=link)
 
 
 __all__ = ["CHECKS", "MIXES", "Case", "Check", "World", "check", "conformance_cases", "world"]

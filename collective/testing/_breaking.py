@@ -159,7 +159,7 @@ async def reset_starts_a_new_epoch(world: World) -> None:
         receiver = world.groups[-1]
         stale = receiver.recv(0, tag=1)
         await world.groups[0].send(np.array([1]), receiver.rank, tag=2)
-        large = world.groups[0].send(np.ones(100_000), receiver.rank, tag=3)
+        large = world.groups[0].send(np.ones(1_000_000), receiver.rank, tag=3)  # more than is ever buffered
         await turns()
         await world.reset()
         for error in await outcomes([stale, large]):

@@ -66,6 +66,7 @@ class Case:
     """A check on one backend, with one group size and one mix of array kinds. `str(case)` is a short id.
 
     :param hosts: the hosts on which the ranks pretend to be, in turn.
+    :param link: the kind of link that joins them.
     """
 
     check: Check
@@ -73,6 +74,7 @@ class Case:
     size: int
     mix: str
     hosts: tuple[str, ...] = ("",)
+    link: str = "memory"
 
     def __str__(self) -> str:
         return f"{self.check.name}-{self.backend}-{self.size}-{self.mix}"
@@ -99,6 +101,7 @@ class Case:
                 timeout=self.check.timeout,
                 roles=dict(self.check.roles) or None,
                 hosts=self.hosts,
+                link=self.link,
             ) as opened:
                 await self.check.body(opened)
             await turns()
@@ -108,11 +111,16 @@ class Case:
 
 
 def cases(
-    checks: Sequence[Check], backend: str, sizes: Sequence[int] = (1, 2, 3, 4), *, hosts: Sequence[str] = ("",)
+    checks: Sequence[Check],
+    backend: str,
+    sizes: Sequence[int] = (1, 2, 3, 4),
+    *,
+    hosts: Sequence[str] = ("",),
+    link: str = "memory",
 ) -> list[Case]:
     """Return the cases of these checks on a backend, whose ranks pretend to be on these hosts in turn."""
     return [
-        Case(check, backend, size, mix, tuple(hosts))
+        Case(check, backend, size, mix, tuple(hosts), link)
         for check in checks
         for size in sizes
         if size in check.sizes

@@ -37,7 +37,7 @@ async def death_ends_what_is_pending(world: World) -> None:
     pending = [call(group) for call in calls.values() for group in survivors]
     for group in survivors:
         pending += [group.recv(rank, tag=4) for rank in world.ranks]
-        pending.append(group.send(np.ones(100_000), dead, tag=5))
+        pending.append(group.send(np.ones(1_000_000), dead, tag=5))  # more than is ever buffered
     theirs = world.groups[dead].recv(0, tag=6)
     await turns()
     world.endpoints[dead].abort()
@@ -72,7 +72,7 @@ async def death_anywhere(opened: World) -> None:
     for length in (8, 200_000):
         calls += [(name, length) for name in (*unfinished(np.ones(1)), "send", "recv")]
     for number, (name, length) in enumerate(calls):
-        async with world(opened.backend, opened.size, hosts=opened.hosts) as doomed:
+        async with world(opened.backend, opened.size, hosts=opened.hosts, link=opened.link) as doomed:
             try:
                 await _die(doomed, name, length, delay=3 * (number % 7), dead=number % opened.size)
             except AssertionError as error:

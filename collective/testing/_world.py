@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from collective.formation import form_group
 from collective.links import open_endpoint
 from collective.testing._arrays import make
-from collective.types import Credential, GroupSpec, Member
+from collective.types import Address, Credential, GroupSpec, Member
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -41,6 +41,7 @@ class World:
     :ivar endpoints: each rank's endpoint; `endpoints[r].abort()` is the death of rank r.
     :ivar kinds: the kind of array that each rank uses.
     :ivar hosts: the host on which each rank pretends to be.
+    :ivar link: the kind of link that joins them.
     :ivar unseen: what reached the loop's exception handler; a check that leaves anything here has failed.
     """
 
@@ -52,10 +53,12 @@ class World:
         *,
         roles: Sequence[str],
         hosts: Sequence[str],
+        link: str,
         timeout: float,
     ) -> None:
         self.backend = backend
         self.hosts = tuple(hosts)
+        self.link = link
         self.kinds = tuple(kinds)
         self.endpoints = list(endpoints)
         self.groups: list[Group] = []
@@ -74,6 +77,10 @@ class World:
     def ranks(self) -> range:
         """Every rank."""
         return range(self.size)
+
+    def _address(self, rank: int) -> Address:
+        address = self.endpoints[rank].address
+        return replace(address, host=self.hosts[rank]) if self.hosts[rank] else address
 
     def member(self, rank: int) -> str:
         """Return how messages name the member of that group-local rank, as in "worker[1]"."""
@@ -139,8 +146,7 @@ class World:
 
     def _members(self) -> list[Member]:
         return [
-            Member(role, self._roles[:rank].count(role), replace(self.endpoints[rank].address, host=self.hosts[rank]))
-            for rank, role in enumerate(self._roles)
+            Member(role, self._roles[:rank].count(role), self._address(rank)) for rank, role in enumerate(self._roles)
         ]
 
 
@@ -156,6 +162,7 @@ async def world(
     timeout: float = TIMEOUT,  # noqa: ASYNC109 (the group's, not this call's)
     roles: Mapping[str, int] | None = None,
     hosts: Sequence[str] = ("",),
+    link: str = "memory",
 ) -> AsyncIterator[World]:
     """Open a world of `size` ranks and form its group.
 
@@ -163,11 +170,12 @@ async def world(
     :param timeout: the group's, in seconds.
     :param roles: how many members each role has, in rank order; all are workers by default.
     :param hosts: the hosts on which the ranks pretend to be, in turn.
+    :param link: the kind of link that joins them.
     """
     names = [role for role, count in (roles or {"worker": size}).items() for _ in range(count)]
-    endpoints = [await open_endpoint(kinds=("memory",)) for _ in range(size)]
+    endpoints = [await open_endpoint(kinds=(link,)) for _ in range(size)]
     places = list(islice(cycle(hosts), size))
-    opened = World(backend, kinds or ["numpy"] * size, endpoints, roles=names, hosts=places, timeout=timeout)
+    opened = World(backend, kinds or ["numpy"] * size, endpoints, roles=names, hosts=places, link=link, timeout=timeout)
     loop = asyncio.get_running_loop()
     before = loop.get_exception_handler()
     loop.set_exception_handler(lambda _, context: opened.unseen.append(context))

@@ -23,6 +23,7 @@ from scheduling import (
     pack,
 )
 from scheduling import _waiting as waiting
+from scheduling.background import to_the_end
 from scheduling.types import FrozenMap
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def test_a_placement_of_the_users_own_is_checked(bundles: list[list[Any]]) -> No
         asyncio.run(main())
 
 
-def test_run_to_end_outlives_cancellations() -> None:
+def test_to_the_end_outlives_cancellations() -> None:
     async def main() -> None:
         go = asyncio.Event()
 
@@ -223,7 +224,7 @@ def test_run_to_end_outlives_cancellations() -> None:
             await go.wait()
             return 7
 
-        task = asyncio.ensure_future(waiting.run_to_end(work()))
+        task = asyncio.ensure_future(to_the_end(work()))
         for _ in range(3):
             await asyncio.sleep(0)
             task.cancel()
@@ -232,6 +233,6 @@ def test_run_to_end_outlives_cancellations() -> None:
         go.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await waiting.run_to_end(work()) == 7
+        assert await to_the_end(work()) == 7
 
     asyncio.run(main())
