@@ -34,6 +34,8 @@ if TYPE_CHECKING:
         WrongThread,
     )
     from collective.group import Batch, Group
+    from collective.layouts import Layout, Partial, Replicate, Shard
+    from collective.planning import Plan, plan
     from collective.rows import RowBatch, RowStream
     from collective.types import GroupSpec, GroupStatistics, Member, ReduceOp, RowState
     from collective.work import Work
@@ -52,24 +54,30 @@ __all__ = [
     "GroupSpec",
     "GroupStatistics",
     "HandshakeError",
+    "Layout",
     "LinkBroken",
     "LinkClosed",
     "LinkError",
     "Member",
+    "Partial",
     "PeerLost",
+    "Plan",
     "PortRefused",
     "ProducerFailed",
     "ReduceOp",
+    "Replicate",
     "RowBatch",
     "RowState",
     "RowStream",
     "RowStreamError",
     "RowsLeftOver",
     "RowsMismatch",
+    "Shard",
     "StreamClosed",
     "Work",
     "WouldBlock",
     "WrongThread",
+    "plan",
 ]
 
 _HOMES = {
@@ -79,6 +87,8 @@ _HOMES = {
         "PortRefused ProducerFailed RowStreamError RowsLeftOver RowsMismatch StreamClosed WouldBlock WrongThread"
     ),
     "collective.group": "Batch Group",
+    "collective.layouts": "Layout Partial Replicate Shard",
+    "collective.planning": "Plan plan",
     "collective.rows": "RowBatch RowStream",
     "collective.types": "GroupSpec GroupStatistics Member ReduceOp RowState",
     "collective.work": "Work",

@@ -11,9 +11,9 @@ EXPORTS = {
     """,
     "collective": """
         BackendError Batch CollectiveError CollectiveMismatch CollectiveTimeout ConsumerLeft Group GroupBroken
-        GroupClosed GroupError GroupSpec GroupStatistics HandshakeError LinkBroken LinkClosed LinkError Member
-        PeerLost PortRefused ProducerFailed ReduceOp RowBatch RowState RowStream RowStreamError RowsLeftOver
-        RowsMismatch StreamClosed Work WouldBlock WrongThread
+        GroupClosed GroupError GroupSpec GroupStatistics HandshakeError Layout LinkBroken LinkClosed LinkError
+        Member Partial PeerLost Plan PortRefused ProducerFailed ReduceOp Replicate RowBatch RowState RowStream
+        RowStreamError RowsLeftOver RowsMismatch Shard StreamClosed Work WouldBlock WrongThread plan
     """,
     "collective.testing": "CHECKS MIXES Case Check World check conformance_cases world",
     "scheduling": """

@@ -27,6 +27,7 @@ LAYERS = {
     "collective": [
         {"types", "errors"},
         {"abc"},
+        {"_cuts", "_grids", "_boxes", "_routes", "_plots", "layouts", "planning"},
         {"tensors", "_torch_pickling", "reductions", "work", "scopes"},  # public, and below the private folders
         {"_core", "_backends", "_links", "_rows"},
     ],

@@ -19,12 +19,14 @@ from collective._core.operations import Disagreement, Operation
 from collective._core.pipeline import LIBRARY_GRACE, Pending
 from collective._core.resets import Resets
 from collective._core.rollcall import RollCall
+from collective.abc import Message
 from collective.errors import (
     CollectiveMismatch,
     CollectiveTimeout,
     GroupBroken,
     GroupClosed,
     LinkBroken,
+    LinkClosed,
     PeerLost,
 )
 from collective.types import GroupStatistics
@@ -360,7 +362,11 @@ class Engine:
 
     def on_transfer_failed(self, epoch: Epoch, rank: int, error: Exception) -> None:
         """The bytes of a message to or from a rank did not come through."""
-        if epoch is self.current and epoch.fault is None:
+        if epoch is not self.current or epoch.fault is not None:
+            return
+        if isinstance(error, LinkClosed):
+            self.abandon()  # it is this member's own endpoint that has ended, and nobody else is lost
+        else:
             self.lose(rank, str(error))
 
     # ------------------------------------------------------------- timeouts
@@ -457,6 +463,8 @@ class Engine:
         elif kind == "mail":
             if epoch.fault is None:
                 epoch.mailbox.hear(src, rest[0], buffers)
+        elif kind == "flow":
+            epoch.flows.hear(src, rest[0], Message(rest[1], buffers))
         elif kind == "plane":
             epoch.plane.hear(src, rest[0])
         elif kind == "stream":
@@ -480,14 +488,21 @@ class Engine:
         ):
             self._cut(epoch, self._left[rank], partial(self._peer_lost, rank, _LEFT))
 
-    def _take_data(self, src: int, ticket: tuple[int, Any], channel: Channel) -> None:
-        number, what = ticket
-        if number != self.current.number or self.current.fault is not None:
+    def _take_data(self, src: int, ticket: tuple[int, str, Any], channel: Channel) -> None:
+        number, kind, what = ticket
+        epoch = self.current
+        if number > epoch.number:
+            self._early.append(partial(self._take_data, src, ticket, channel))
+        elif number < epoch.number or epoch.broken:
             self.fabric.forget(channel)  # it was opened in an epoch that has ended
-        elif isinstance(what, int):
-            self.current.mailbox.take_data(src, what, channel)
-        else:
-            self.current.streams.take_channel(src, what, channel)
+        elif kind == "flow":
+            epoch.flows.take(src, what, channel)
+        elif epoch.fault is not None:
+            self.fabric.forget(channel)  # only collectives before the cut still complete
+        elif kind == "mail":
+            epoch.mailbox.take_data(src, what, channel)
+        elif kind == "stream":
+            epoch.streams.take_channel(src, what, channel)
 
     def _flood(self, message: tuple[Any, ...], *, everyone: bool = False) -> None:
         ranks = range(self.size) if everyone else tree.neighbours(self.rank, self.size)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from collective._backends import make_plane
 from collective._core.agreement import Agreement
 from collective._core.cards import Cards
+from collective._core.flows import Flows
 from collective._core.mailbox import Mailbox
 from collective._core.pipeline import Pipeline
 from collective._core.row_streams import Streams
@@ -45,6 +46,13 @@ class Epoch:
             epoch=number,
             fabric=engine.fabric,
             tell=lambda rank, message, buffers: post(rank, ("mail", number, message), buffers),
+            spawn=self.spawn,
+            on_failure=partial(engine.on_transfer_failed, self),
+        )
+        self.flows = Flows(
+            number,
+            fabric=engine.fabric,
+            tell=lambda rank, message, buffers: post(rank, ("flow", number, *message), buffers),
             spawn=self.spawn,
             on_failure=partial(engine.on_transfer_failed, self),
         )
@@ -148,6 +156,7 @@ class Epoch:
         for entry in pending.values():
             entry.fail(error())
         self.mailbox.end(error)
+        self.flows.end()
         self.streams.end()
         for task in self.tasks:
             task.cancel()

@@ -316,7 +316,7 @@ class Mailbox:
                 data = await offload(lambda: flat(offer.tensor))
             else:
                 data = flat(offer.tensor)
-            channel = await self._fabric.open_data(offer.dst, (self._epoch, ticket))
+            channel = await self._fabric.open_data(offer.dst, (self._epoch, "mail", ticket))
             try:
                 await channel.send(b"", [as_bytes(data).data])
             finally:

@@ -220,7 +220,7 @@ class Producer:
         """Send a consumer the rows that it asks for."""
         seat = self.seat
         try:
-            channel = await seat.engine.fabric.open_data(outlet.rank, (seat.epoch.number, seat.key))
+            channel = await seat.engine.fabric.open_data(outlet.rank, (seat.epoch.number, "stream", seat.key))
         except CollectiveError as error:
             seat.engine.on_transfer_failed(seat.epoch, outlet.rank, error)
             return
