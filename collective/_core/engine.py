@@ -361,13 +361,18 @@ class Engine:
         self.loop.call_later(LIBRARY_GRACE, tell)
 
     def on_transfer_failed(self, epoch: Epoch, rank: int, error: Exception) -> None:
-        """The bytes of a message to or from a rank did not come through."""
+        """A rank could not be reached for the bytes of a message."""
         if epoch is not self.current or epoch.fault is not None:
             return
         if isinstance(error, LinkClosed):
             self.abandon()  # it is this member's own endpoint that has ended, and nobody else is lost
         else:
             self.lose(rank, str(error))
+
+    def on_transfer_ended(self, epoch: Epoch, rank: int) -> None:
+        """A rank has ended the channel of a message in the middle; of why, only its leaving may have been told."""
+        if epoch is self.current and rank in self._left:
+            self._fail_left(epoch, rank)
 
     # ------------------------------------------------------------- timeouts
 

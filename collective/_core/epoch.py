@@ -48,6 +48,7 @@ class Epoch:
             tell=lambda rank, message, buffers: post(rank, ("mail", number, message), buffers),
             spawn=self.spawn,
             on_failure=partial(engine.on_transfer_failed, self),
+            on_cut_off=partial(engine.on_transfer_ended, self),
         )
         self.flows = Flows(
             number,

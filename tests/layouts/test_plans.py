@@ -16,7 +16,7 @@ from collective._routes import GRAIN
 HOSTS = [None, "aaaaaaaa", "aaaabbbb", "abcabcab"]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(pairs(), st.sampled_from([8, GRAIN]), st.sampled_from(HOSTS), st.booleans())
 def test_a_plan_gives_every_rank_its_part(pair, itemsize, hosts, share):
     src, dst = pair
@@ -30,7 +30,7 @@ def test_a_plan_gives_every_rank_its_part(pair, itemsize, hosts, share):
         assert difference <= block
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(pairs(), st.sampled_from(["aaaabbbb", "abcabcab"]))
 def test_a_host_gets_each_element_once_from_the_source(pair, hosts):
     src, dst = pair

@@ -19,7 +19,7 @@ from collective._core import movement
 from collective.testing import world
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(pairs(), min_size=1, max_size=3), st.booleans(), st.sampled_from(["aaaaaaaa", "aabbabcc"]))
 def test_drawn_layouts(drawn, share, hosts):
     async def main():
@@ -84,8 +84,13 @@ def test_a_break_in_the_middle_reaches_all_and_leaves_nothing(monkeypatch):
             monkeypatch.undo()
             del works, work
             await opened.reset()
-            gc.collect()
-            assert tracemalloc.get_traced_memory()[0] - before < whole.nbytes / 8
+            for _ in range(100):  # a thread or a cancelled task may be about to let go of the last of it
+                gc.collect()
+                left = tracemalloc.get_traced_memory()[0] - before
+                if left < whole.nbytes / 8:
+                    break
+                await asyncio.sleep(0.02)
+            assert left < whole.nbytes / 8
             tracemalloc.stop()
             small = np.ones((6, 2))
             rows, every = Layout((6, 2), 4, [Shard(0)]), Layout((6, 2), 4, [Replicate()])
