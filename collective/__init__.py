@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         CollectiveError,
         CollectiveMismatch,
         CollectiveTimeout,
+        ConsumerLeft,
         GroupBroken,
         GroupClosed,
         GroupError,
@@ -24,15 +25,31 @@ if TYPE_CHECKING:
         LinkError,
         PeerLost,
         PortRefused,
+        ProducerFailed,
         RefLost,
+        RowsLeftOver,
+        RowsMismatch,
+        RowStreamError,
         StoreError,
         StoreFull,
+        StreamClosed,
         WouldBlock,
         WrongThread,
     )
     from collective.group import Batch, Group
+    from collective.layouts import Layout, Partial, Replicate, Shard
+    from collective.planning import Plan, plan
+    from collective.rows import RowBatch, RowStream
     from collective.store import TensorRef, TensorStore
-    from collective.types import EntryStatistics, GroupSpec, GroupStatistics, Member, ReduceOp, StoreStatistics
+    from collective.types import (
+        EntryStatistics,
+        GroupSpec,
+        GroupStatistics,
+        Member,
+        ReduceOp,
+        RowState,
+        StoreStatistics,
+    )
     from collective.work import Work
 
 __all__ = [
@@ -41,6 +58,7 @@ __all__ = [
     "CollectiveError",
     "CollectiveMismatch",
     "CollectiveTimeout",
+    "ConsumerLeft",
     "EntryStatistics",
     "Group",
     "GroupBroken",
@@ -49,33 +67,51 @@ __all__ = [
     "GroupSpec",
     "GroupStatistics",
     "HandshakeError",
+    "Layout",
     "LinkBroken",
     "LinkClosed",
     "LinkError",
     "Member",
+    "Partial",
     "PeerLost",
+    "Plan",
     "PortRefused",
+    "ProducerFailed",
     "ReduceOp",
     "RefLost",
+    "Replicate",
+    "RowBatch",
+    "RowState",
+    "RowStream",
+    "RowStreamError",
+    "RowsLeftOver",
+    "RowsMismatch",
+    "Shard",
     "StoreError",
     "StoreFull",
     "StoreStatistics",
+    "StreamClosed",
     "TensorRef",
     "TensorStore",
     "Work",
     "WouldBlock",
     "WrongThread",
+    "plan",
 ]
 
 _HOMES = {
     "collective.errors": (
-        "BackendError CollectiveError CollectiveMismatch CollectiveTimeout GroupBroken GroupClosed "
+        "BackendError CollectiveError CollectiveMismatch CollectiveTimeout ConsumerLeft GroupBroken GroupClosed "
         "GroupError HandshakeError LinkBroken LinkClosed LinkError PeerLost "
-        "PortRefused RefLost StoreError StoreFull WouldBlock WrongThread"
+        "PortRefused ProducerFailed RefLost RowStreamError RowsLeftOver RowsMismatch StoreError StoreFull StreamClosed "
+        "WouldBlock WrongThread"
     ),
     "collective.group": "Batch Group",
+    "collective.layouts": "Layout Partial Replicate Shard",
+    "collective.planning": "Plan plan",
+    "collective.rows": "RowBatch RowStream",
     "collective.store": "TensorRef TensorStore",
-    "collective.types": "EntryStatistics GroupSpec GroupStatistics Member ReduceOp StoreStatistics",
+    "collective.types": "EntryStatistics GroupSpec GroupStatistics Member ReduceOp RowState StoreStatistics",
     "collective.work": "Work",
 }
 

@@ -13,7 +13,13 @@
      |   |- GroupBroken             pending or later work on a broken group; reset() mends it
      |   |- CollectiveMismatch      members called different things at one place
      |   |- CollectiveTimeout (TimeoutError)   a member did not announce in time
-     |   `- PeerLost (ConnectionError)         a member died
+     |   |- PeerLost (ConnectionError)         a member died
+     |   `- RowStreamError
+     |       |- RowsMismatch        members differ about a stream's columns, or about the stream itself
+     |       |- RowsLeftOver        a stream with tail="error" ended within a round
+     |       |- ProducerFailed      a producer ended a stream by an error
+     |       |- ConsumerLeft        a consumer left a stream before its end
+     |       `- StreamClosed        a stream was used after this member closed it
      |- StoreError
      |   |- RefLost (ConnectionError)          what a TensorRef refers to is gone
      |   `- StoreFull (TimeoutError)           a store had no room in time
@@ -169,6 +175,70 @@ class StoreFull(StoreError, TimeoutError):
         self.limit = limit
         self.used = used
         self.held = tuple(held)
+class RowStreamError(GroupError):
+    """Base of the errors of row streams."""
+
+
+class RowsMismatch(RowStreamError):
+    """Members of a row stream differ about its rows' columns, or about what they passed to RowStream."""
+
+    def __init__(self, group: str, said: Sequence[tuple[str, str]]) -> None:
+        each = "; ".join(f"{who} has {what}" for who, what in said)
+        super().__init__(
+            f"members of a row stream of group {group!r} disagree: {each}; have every producer put rows of the same "
+            "columns, and every member make the same streams with the same arguments in the same order"
+        )
+        self.group = group
+        self.said = tuple(said)
+
+
+class RowsLeftOver(RowStreamError):
+    """A row stream with tail="error" ended with rows that do not fill a round."""
+
+    def __init__(self, group: str, rows: int, consumers: int, batch_size: int, counts: Sequence[int]) -> None:
+        super().__init__(
+            f"a row stream of group {group!r} ended with {rows} rows left that do not fill a round of {consumers} "
+            f"consumers x {batch_size} rows; its producers had come to rows {', '.join(map(str, counts))}; pass "
+            'tail="drop" or tail="pad" if that is normal'
+        )
+        self.group = group
+        self.rows = rows
+        self.consumers = consumers
+        self.batch_size = batch_size
+        self.counts = tuple(counts)
+
+
+class ProducerFailed(RowStreamError):
+    """A producer ended a row stream by an error, which is the cause of this one or is caused by it."""
+
+    def __init__(self, group: str, role: str, rank: int, text: str) -> None:
+        super().__init__(f"{role}[{rank}] ended the row stream of group {group!r} by an error: {text}")
+        self.group = group
+        self.role = role
+        self.rank = rank
+        self.text = text
+
+
+class ConsumerLeft(RowStreamError):
+    """A consumer left a row stream before its end, so that it ends for all; rows that are put now go nowhere."""
+
+    def __init__(self, group: str, role: str, rank: int) -> None:
+        super().__init__(
+            f"{role}[{rank}] left the row stream of group {group!r}, which ends at the same round for all; stop "
+            "putting rows, and make another stream on every member to go on"
+        )
+        self.group = group
+        self.role = role
+        self.rank = rank
+
+
+class StreamClosed(RowStreamError):
+    """A row stream was used after this member had closed it."""
+
+    def __init__(self, group: str, operation: str) -> None:
+        super().__init__(f"{operation} on a row stream of group {group!r}, which this member has closed")
+        self.group = group
+        self.operation = operation
 
 
 def _rebuild(cls: type[CollectiveError], args: tuple[object, ...], state: dict[str, object]) -> CollectiveError:

@@ -19,6 +19,7 @@ from collective._core.operations import (
     Split,
     check_rank,
 )
+from collective._core.repartition import Repartition
 from collective.errors import GroupClosed, WrongThread
 from collective.types import ReduceOp
 from collective.work import Work
@@ -188,6 +189,29 @@ class Group:
     def barrier(self) -> Work[None]:
         """Be done when every member has called it."""
         return self._collective("barrier", Barrier)
+
+    def repartition(self, local: Any, src: Any, dst: Any, *, share: bool = False) -> Work[Any]:
+        """Turn a tensor that is laid out as `src` says into one that is laid out as `dst` says.
+
+        Every member calls it with the same layouts. Those in `src` pass their part, the others None; those in `dst` get
+        theirs, the others None. Each element that a rank lacks reaches it once; see `collective.plan` for who sends it.
+
+        :param local: this rank's part, or a structure of parts: dicts, lists and tuples, one in the other.
+        :param src: its Layout; of a structure, a structure of Layouts like it.
+        :param dst: the Layout that it shall have, likewise.
+        :param share: the ranks of a host that get the same elements get read-only views of one copy. torch has no
+            read-only tensors: there a write copies its page, or each gets a tensor of its own.
+        """
+        engine = self._engine
+        place = engine.next_place
+        named = [member.address.host for member in engine.members]
+        hosts = named if len(set(named)) > 1 else None
+        return self._collective(
+            "repartition",
+            lambda rank, size: Repartition(
+                rank, size, local, src=src, dst=dst, flows=engine.current.flows, place=place, hosts=hosts, share=share
+            ),
+        )
 
     def split(self, color: int | None, key: int = 0) -> Work[Group | None]:
         """Form a group of the members that passed the same color, ordered by (key, rank); color None gets None.

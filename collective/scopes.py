@@ -11,10 +11,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from contextvars import Token
     from types import TracebackType
-    from typing import Any, Self
+    from typing import Any, Protocol, Self
 
     from collective._core.engine import Engine
     from collective.work import Work
+
+    class Abandonable(Protocol):
+        """A stream that a call has made."""
+
+        @property
+        def finished(self) -> bool:
+            """Whether nobody waits for this member any more."""
+
+        def abandon(self, reason: str) -> None:
+            """End it for all: the call that made it has failed."""
+
 
 _current: ContextVar[CallScope | None] = ContextVar("collective_call_scope", default=None)
 _engines: WeakValueDictionary[str, Engine] = WeakValueDictionary()
@@ -27,9 +38,10 @@ class CallScope:
     cancellation. Not for concurrent entry; leave it in the context that entered it.
     """
 
-    __slots__ = ("_pending", "_token")
+    __slots__ = ("_pending", "_streams", "_token")
 
     def __init__(self) -> None:
+        self._streams: list[Abandonable] = []
         self._pending: dict[Work[Any], Engine] = {}
         self._token: Token[CallScope | None] | None = None
 
@@ -45,10 +57,14 @@ class CallScope:
             self._token = None
 
     def abandon(self, reason: str) -> list[str]:
-        """Break the groups in which a collective of this scope is unfinished, on every member.
+        """Break the groups in which a collective of this scope is unfinished, on every member; end its row streams.
 
         Returns their tokens, with which `reset_everywhere` can be called in this process.
         """
+        streams, self._streams = self._streams, []
+        for stream in streams:
+            if not stream.finished:
+                stream.abandon(reason)
         left: dict[Engine, Work[Any]] = {}
         unfinished = [(work, engine) for work, engine in self._pending.items() if not work.done()]
         self._pending.clear()
@@ -88,6 +104,13 @@ def note(work: Work[Any], engine: Engine) -> None:
     scope = _current.get()
     if scope is not None:
         scope._add(work, engine)
+
+
+def note_stream(stream: Abandonable) -> None:
+    """Enter a row stream into the scope of the current call, if there is one."""
+    scope = _current.get()
+    if scope is not None:
+        scope._streams = [each for each in scope._streams if not each.finished] + [stream]
 
 
 def register(engine: Engine) -> None:

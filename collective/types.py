@@ -176,3 +176,23 @@ class StoreStatistics:
     used: int
     waiting: int
     entries: tuple[EntryStatistics, ...]
+class RowState:
+    """How far a row stream has come: what `RowStream(..., resume=state)` goes on from.
+
+    :param positions: by producer, how many of its rows belong to rounds that were done.
+    :param origins: by producer, the row from which its turns in the order are counted.
+    """
+
+    positions: tuple[int, ...]
+    origins: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.positions) != len(self.origins) or any(
+            not 0 <= origin <= at for at, origin in zip(self.positions, self.origins, strict=False)
+        ):
+            raise ValueError(f"RowState(positions={self.positions}, origins={self.origins}) is no state of a stream")
+
+    @property
+    def rows(self) -> int:
+        """How many rows were done in all."""
+        return sum(self.positions)

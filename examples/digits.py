@@ -1,9 +1,9 @@
 """Train on the UCI handwritten digits: N readers feed M data-parallel trainers with a sharded optimizer.
 
 The readers own slices of different sizes (with four: 10, 20, 30 and 40 % of the training set). They shuffle them
-anew for every epoch and send their rows straight to the trainers, with no node in the middle. Which reader gives
-which row of which batch is a pure function of the slices' sizes (`deal`), so that every reader and every trainer
-knows it without asking, and so that `reference` can train one process on the very same batches.
+anew for every epoch and put them into a RowStream, which deals them out in batches straight to the trainers, with no
+node in the middle: as many to each, whatever the slices' sizes. The order of its rows is a function of these sizes
+alone, so that `reference` can train one process on the very same batches.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actors import Actor, Gang, Role
-from collective import GroupSpec, ReduceOp
+from collective import GroupSpec, ReduceOp, RowStream
 from scheduling import Resources
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from collective import Group
+
 PIXELS, HIDDEN, CLASSES = 64, 64, 10
 SHAPES = ((PIXELS, HIDDEN), (HIDDEN,), (HIDDEN, CLASSES), (CLASSES,))
 RATE, MOMENTUM = 0.07, 0.9
+BLOCK = 50
+"""Rows that a reader puts at a time."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +88,12 @@ def cut(rows: np.ndarray, readers: int) -> list[np.ndarray]:
     return np.split(rows, (shares[1:-1] * len(rows)) // shares[-1])
 
 
-def deal(owned: Sequence[int], trainers: int, batch: int) -> np.ndarray:
-    """Return which reader gives each row of an epoch, as an array [step, trainer, row of the batch].
-
-    Each reader spreads its rows evenly over the epoch: its k-th of n rows stands at (k + 1/2) / n of the way. What
-    is left over beyond the last whole round is not dealt; the shuffle makes it other rows in every epoch.
-    """
-    way = np.concatenate([(np.arange(n) + 0.5) / n for n in owned])
-    owners = np.repeat(np.arange(len(owned)), owned)[np.argsort(way, kind="stable")]
-    steps = len(owners) // (trainers * batch)
+def count_steps(owned: Sequence[int], trainers: int, batch: int) -> int:
+    """Return how many rounds of a batch for each trainer an epoch has. What is left over is other rows in each."""
+    steps = sum(owned) // (trainers * batch)
     if steps == 0:
-        raise ValueError(f"{len(owners)} rows do not fill one round of {trainers} trainers x {batch} rows")
-    return owners[: steps * trainers * batch].reshape(steps, trainers, batch)
+        raise ValueError(f"{sum(owned)} rows do not fill one round of {trainers} trainers x {batch} rows")
+    return steps
 
 
 def shuffled(rows: np.ndarray, seed: int, epoch: int, reader: int) -> np.ndarray:
@@ -150,39 +148,40 @@ def descend(weights: np.ndarray, velocity: np.ndarray, slope: np.ndarray) -> np.
 # The actors
 
 
+def epoch_stream(feed: Group, batch: int) -> RowStream:
+    """Make the stream of one epoch; every reader and every trainer does."""
+    return RowStream(feed, producers="reader", consumers="trainer", batch_size=batch, tail="drop")
+
+
 class Reader(Actor):
-    def __init__(self, owners: np.ndarray, seed: int) -> None:
-        self.owners, self.seed = owners, seed
+    def __init__(self, batch: int, seed: int) -> None:
+        self.batch, self.seed = batch, seed
 
     async def own(self, rows: np.ndarray) -> None:
         self.rows = rows
 
     async def feed(self, epochs: int) -> None:
-        """Send each trainer its share of this reader's rows, round after round."""
-        feed = self.groups["feed"]
-        counts = (self.owners == self.rank).sum(axis=2)
+        """Put this reader's rows into a stream for each epoch, in blocks as a file would give them."""
         for epoch in range(epochs):
-            rows, sent = shuffled(self.rows, self.seed, epoch, self.rank), 0
-            for shares in counts:
-                sends = []
-                for dst, count in zip(feed.ranks("trainer"), shares, strict=True):
-                    sends.append(feed.send(rows[sent : sent + count], dst))
-                    sent += count
-                await asyncio.gather(*sends)
+            rows = shuffled(self.rows, self.seed, epoch, self.rank)
+            async with epoch_stream(self.groups["feed"], self.batch) as stream:
+                for start in range(0, len(rows), BLOCK):
+                    await stream.put({"rows": rows[start : start + BLOCK]})
 
 
 class Trainer(Actor):
-    def __init__(self, owners: np.ndarray, seed: int) -> None:
-        self.owners = owners
+    def __init__(self, batch: int, seed: int) -> None:
+        self.batch = batch
         self.weights = initial_weights(seed)
         self.progress = Progress(0, 0, 0, 0.0)
         self.moved = asyncio.Event()
 
-    async def fit(self, epochs: int) -> Replica:
+    async def fit(self, epochs: int, steps: int) -> Replica:
+        """Train for some epochs, of so many steps each."""
         dp = self.groups["dp"]
         splits = [len(part) for part in np.array_split(self.weights, dp.size)]
         velocity = np.zeros(splits[dp.rank], np.float32)
-        steps, rows = len(self.owners), 0
+        rows = 0
         losses: list[float] = []
         async for batch in self.batches(epochs):
             slope, loss = gradient(self.weights, batch)
@@ -198,18 +197,11 @@ class Trainer(Actor):
         return Replica(self.weights, len(losses), rows)
 
     async def batches(self, epochs: int) -> AsyncIterator[np.ndarray]:
-        """Put together one batch after the other from all readers, asking for the next before giving this one."""
-        feed = self.groups["feed"]
-        rounds = epochs * len(self.owners)
-        coming = [feed.recv(src) for src in feed.ranks("reader")]
-        for step in range(rounds):
-            owners = self.owners[step % len(self.owners), self.rank]
-            batch = np.empty((len(owners), PIXELS + 1), np.uint8)
-            for reader, part in enumerate(coming):
-                batch[owners == reader] = await part
-            if step + 1 < rounds:
-                coming = [feed.recv(src) for src in feed.ranks("reader")]
-            yield batch
+        """Take this trainer's batches of one epoch after the other."""
+        for _ in range(epochs):
+            async with epoch_stream(self.groups["feed"], self.batch) as stream:
+                async for batch in stream:
+                    yield batch["rows"]
 
     async def watch(self) -> AsyncIterator[Progress]:
         """Stream how far `fit` has come: the latest news whenever the caller is ready for more."""
@@ -236,10 +228,10 @@ async def train(
     """Train on `readers` x `trainers` actors; `batch` is rows a trainer and step."""
     training, testing = load()
     slices = cut(training, readers)
-    owners = deal([len(rows) for rows in slices], trainers, batch)
+    steps = count_steps([len(rows) for rows in slices], trainers, batch)
     async with Gang(
-        Role("reader", Reader, readers, args=(owners, seed), resources=Resources(cpu=0.1)),
-        Role("trainer", Trainer, trainers, args=(owners, seed), resources=Resources(cpu=0.2)),
+        Role("reader", Reader, readers, args=(batch, seed), resources=Resources(cpu=0.1)),
+        Role("trainer", Trainer, trainers, args=(batch, seed), resources=Resources(cpu=0.2)),
         groups=[
             GroupSpec("feed", roles=("reader", "trainer"), backend=backend),
             GroupSpec("dp", roles=("trainer",), backend=backend),
@@ -250,7 +242,7 @@ async def train(
         started = time.perf_counter()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(gang["reader"].feed(epochs))
-            fit = tasks.create_task(gang["trainer"].fit(epochs))
+            fit = tasks.create_task(gang["trainer"].fit(epochs, steps))
             async with gang["trainer"][0].watch() as news:
                 async for progress in news:
                     report(progress)
@@ -262,16 +254,17 @@ async def train(
 def reference(*, readers: int, trainers: int, epochs: int, batch: int = 16, seed: int = 0) -> np.ndarray:
     """Return the weights that one process gets from the same global batches: same model, none of the machinery."""
     slices = cut(load()[0], readers)
-    owners = deal([len(rows) for rows in slices], trainers, batch)
+    steps = count_steps([len(rows) for rows in slices], trainers, batch)
+    # The first row of each reader, then the second of each that has one, and so on.
+    turns = np.concatenate([np.arange(len(rows)) for rows in slices])
+    owners = np.repeat(np.arange(readers), [len(rows) for rows in slices])
+    order = np.lexsort((owners, turns))[: steps * trainers * batch]
     weights = initial_weights(seed)
     velocity = np.zeros_like(weights)
     for epoch in range(epochs):
-        sequence = np.empty((*owners.shape, PIXELS + 1), np.uint8)
-        for reader, rows in enumerate(slices):
-            places = owners == reader
-            sequence[places] = shuffled(rows, seed, epoch, reader)[: places.sum()]
-        for step in sequence:
-            weights = descend(weights, velocity, gradient(weights, step.reshape(-1, PIXELS + 1))[0])
+        rows = np.concatenate([shuffled(part, seed, epoch, reader) for reader, part in enumerate(slices)])
+        for step in rows[order].reshape(steps, trainers * batch, PIXELS + 1):
+            weights = descend(weights, velocity, gradient(weights, step)[0])
     return weights
 
 

@@ -1,4 +1,4 @@
-"""The main job: what readers deal, and that the trained weights are those of one process."""
+"""The main job: what readers own, and that the trained weights are those of one process."""
 
 import asyncio
 import importlib
@@ -54,18 +54,9 @@ def test_four_readers_own_ten_to_forty_percent(digits):
     assert [len(part) for part in digits.cut(np.arange(1000), 4)] == [100, 200, 300, 400]
 
 
-def test_rows_are_dealt_once_and_evenly_over_the_epoch(digits):
-    owned = [100, 200, 300, 400]
-    owners = digits.deal(owned, trainers=2, batch=10)
-    assert owners.shape == (50, 2, 10)
-    assert np.bincount(owners.ravel()).tolist() == owned
-    in_a_round = np.array([np.bincount(step.ravel(), minlength=4) for step in owners])
-    np.testing.assert_allclose(in_a_round, np.broadcast_to([2, 4, 6, 8], (50, 4)), atol=1)
-
-
 def test_too_few_rows_for_a_round_are_an_error(digits):
     with pytest.raises(ValueError, match="30 rows do not fill one round of 2 trainers x 16 rows"):
-        digits.deal([10, 20], trainers=2, batch=16)
+        digits.count_steps([10, 20], trainers=2, batch=16)
 
 
 def test_test_rows_are_not_trained_on(digits):

@@ -10,10 +10,11 @@ EXPORTS = {
         RemoteError RemoteTraceback Role Stream Streams TensorRef TensorStore from_thread
     """,
     "collective": """
-        BackendError Batch CollectiveError CollectiveMismatch CollectiveTimeout EntryStatistics Group GroupBroken
-        GroupClosed GroupError GroupSpec GroupStatistics HandshakeError LinkBroken LinkClosed LinkError Member PeerLost
-        PortRefused ReduceOp RefLost StoreError StoreFull StoreStatistics TensorRef TensorStore Work WouldBlock
-        WrongThread
+        BackendError Batch CollectiveError CollectiveMismatch CollectiveTimeout ConsumerLeft EntryStatistics Group
+        GroupBroken GroupClosed GroupError GroupSpec GroupStatistics HandshakeError Layout LinkBroken LinkClosed LinkError
+        Member Partial PeerLost Plan PortRefused ProducerFailed ReduceOp RefLost Replicate RowBatch RowState RowStream
+        RowStreamError RowsLeftOver RowsMismatch Shard StoreError StoreFull StoreStatistics StreamClosed TensorRef
+        TensorStore Work WouldBlock WrongThread plan
     """,
     "collective.testing": "CHECKS MIXES Case Check World check conformance_cases world",
     "scheduling": """

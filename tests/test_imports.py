@@ -27,9 +27,10 @@ LAYERS = {
     "collective": [
         {"types", "errors"},
         {"abc"},
+        {"_cuts", "_grids", "_boxes", "_routes", "_plots", "layouts", "planning"},
         # Public, and below the private folders.
         {"tensors", "_torch_pickling", "reductions", "work", "scopes", "freight"},
-        {"_core", "_backends", "_links", "_store"},
+        {"_core", "_backends", "_links", "_rows", "_store"},
     ],
     "scheduling": [{"types", "errors"}, {"abc"}],
     "actors": [{"types", "errors"}, {"abc"}],
@@ -43,6 +44,7 @@ LIBRARIES = {
     "ray": ("*/_ray*.py",),
     "torch": ("collective/_backends/*.py", "collective/tensors.py", "collective/_torch*.py", "collective/testing/*.py"),
     "cupy": ("collective/_backends/*.py", "collective/tensors.py"),
+    "pyarrow": ("collective/_rows/arrow.py",),
 }
 """Each library that is kept at the edge, and the modules that are its edge."""
 
@@ -156,6 +158,7 @@ def test_rule(rule, room):
         (wrong_choosers, "actors/gang.py", "def f():\n    from actors._runtimes.inproc import InprocRuntime"),
         (wrong_libraries, "actors/gang.py", "def f():\n    import ray.util"),
         (wrong_libraries, "collective/group.py", "from torch import Tensor"),
+        (wrong_libraries, "collective/_rows/formats.py", "def f():\n    import pyarrow.ipc"),
         (wrong_libraries, "collective/group.py", "import importlib\nimportlib.import_module('cupy')"),
     ],
 )

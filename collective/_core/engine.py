@@ -18,12 +18,14 @@ from collective._core.operations import Disagreement, Operation
 from collective._core.pipeline import LIBRARY_GRACE, Pending
 from collective._core.resets import Resets
 from collective._core.rollcall import RollCall
+from collective.abc import Message
 from collective.errors import (
     CollectiveMismatch,
     CollectiveTimeout,
     GroupBroken,
     GroupClosed,
     LinkBroken,
+    LinkClosed,
     PeerLost,
 )
 from collective.types import GroupStatistics
@@ -355,9 +357,18 @@ class Engine:
         self.loop.call_later(LIBRARY_GRACE, tell)
 
     def on_transfer_failed(self, epoch: Epoch, rank: int, error: Exception) -> None:
-        """The bytes of a message to or from a rank did not come through."""
-        if epoch is self.current and epoch.fault is None:
+        """A rank could not be reached for the bytes of a message."""
+        if epoch is not self.current or epoch.fault is not None:
+            return
+        if isinstance(error, LinkClosed):
+            self.abandon()  # it is this member's own endpoint that has ended, and nobody else is lost
+        else:
             self.lose(rank, str(error))
+
+    def on_transfer_ended(self, epoch: Epoch, rank: int) -> None:
+        """A rank has ended the channel of a message in the middle; of why, only its leaving may have been told."""
+        if epoch is self.current and rank in self._left:
+            self._fail_left(epoch, rank)
 
     # ------------------------------------------------------------- timeouts
 
@@ -453,8 +464,12 @@ class Engine:
         elif kind == "mail":
             if epoch.fault is None:
                 epoch.mailbox.hear(src, rest[0], buffers)
+        elif kind == "flow":
+            epoch.flows.hear(src, rest[0], Message(rest[1], buffers))
         elif kind == "plane":
             epoch.plane.hear(src, rest[0])
+        elif kind == "stream":
+            epoch.streams.hear(src, rest[0], rest[1])
         elif kind == "break":
             self._take_break(epoch, rest[0])
         elif kind == "timeout":
@@ -465,6 +480,7 @@ class Engine:
         self._left[rank] = place if number == self.current.number else 0
         self._resets.fail(partial(self._peer_lost, rank, _LEFT))
         self._fail_left(self.current, rank)
+        self.current.streams.peer_left(rank)
 
     def _fail_left(self, epoch: Epoch, rank: int) -> None:
         """Fail what needs a member that has closed its group."""
@@ -474,12 +490,21 @@ class Engine:
         ):
             self._cut(epoch, self._left[rank], partial(self._peer_lost, rank, _LEFT))
 
-    def _take_data(self, src: int, ticket: tuple[int, int], channel: Channel) -> None:
-        number, place = ticket
-        if number == self.current.number and self.current.fault is None:
-            self.current.mailbox.take_data(src, place, channel)
-        else:
-            self.fabric.forget(channel)  # it was pulled in an epoch that has ended
+    def _take_data(self, src: int, ticket: tuple[int, str, Any], channel: Channel) -> None:
+        number, kind, what = ticket
+        epoch = self.current
+        if number > epoch.number:
+            self._early.append(partial(self._take_data, src, ticket, channel))
+        elif number < epoch.number or epoch.broken:
+            self.fabric.forget(channel)  # it was opened in an epoch that has ended
+        elif kind == "flow":
+            epoch.flows.take(src, what, channel)
+        elif epoch.fault is not None:
+            self.fabric.forget(channel)  # only collectives before the cut still complete
+        elif kind == "mail":
+            epoch.mailbox.take_data(src, what, channel)
+        elif kind == "stream":
+            epoch.streams.take_channel(src, what, channel)
 
     def _flood(self, message: tuple[Any, ...], *, everyone: bool = False) -> None:
         ranks = range(self.size) if everyone else tree.neighbours(self.rank, self.size)

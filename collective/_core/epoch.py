@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from collective._backends import make_plane
 from collective._core.agreement import Agreement
 from collective._core.cards import Cards
+from collective._core.flows import Flows
 from collective._core.mailbox import Mailbox
 from collective._core.pipeline import Pipeline
+from collective._core.row_streams import Streams
 from collective.abc import AnnouncingPlane, PlaneContext
 
 if TYPE_CHECKING:
@@ -48,6 +50,19 @@ class Epoch:
             tell=lambda rank, message, buffers: post(rank, ("mail", number, message), buffers),
             spawn=self.spawn,
             on_failure=partial(engine.on_transfer_failed, self),
+            on_cut_off=partial(engine.on_transfer_ended, self),
+        )
+        self.flows = Flows(
+            number,
+            fabric=engine.fabric,
+            tell=lambda rank, message, buffers: post(rank, ("flow", number, *message), buffers),
+            spawn=self.spawn,
+            on_failure=partial(engine.on_transfer_failed, self),
+        )
+        self.streams = Streams(
+            lambda rank, key, message: post(rank, ("stream", number, key, message)),
+            engine.fabric.forget,
+            shared=engine.endpoint.address.shm is not None,
         )
         self.plane = make_plane(
             engine.backend,
@@ -160,6 +175,8 @@ class Epoch:
         for entry in pending.values():
             entry.fail(error())
         self.mailbox.end(error)
+        self.flows.end()
+        self.streams.end()
         for task in self.tasks:
             task.cancel()
         callbacks, self.on_end = self.on_end, []

@@ -89,7 +89,8 @@ class Mailbox:
     :param tell: post a message to another rank's mailbox of the same epoch.
     :param open_data: open a channel for an offered message's bytes.
     :param spawn: run a coroutine that ends with the epoch.
-    :param on_failure: called with (rank, error) where a transfer of bytes failed.
+    :param on_failure: called with (rank, error) where a member cannot be reached.
+    :param on_cut_off: called with the rank of a member that ended a transfer of bytes before its end.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Mailbox:
         tell: Callable[[int, tuple[Any, ...], Sequence[Any]], None],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         on_failure: Callable[[int, Exception], None],
+        on_cut_off: Callable[[int], None],
     ) -> None:
         self._rank = rank
         self._epoch = epoch
@@ -108,6 +110,8 @@ class Mailbox:
         self._tell = tell
         self._spawn = spawn
         self._on_failure = on_failure
+        self._on_cut_off = on_cut_off
+        self._cut_off: set[int] = set()
         self._arrived: dict[tuple[int, int], deque[_Arrival]] = {}
         self._wanted: dict[tuple[int, int], deque[_Recv]] = {}
         self._matched: dict[tuple[int, int], _Arrival] = {}
@@ -196,8 +200,7 @@ class Mailbox:
 
         def on_end(error: Exception) -> None:
             self._fabric.forget(channel)
-            if (src, ticket) in self._matched:
-                self._on_failure(src, error)
+            self._end_transfer(src)
 
         channel.subscribe(on_message, on_end, lambda header, sizes: [memory])
 
@@ -214,7 +217,7 @@ class Mailbox:
     def waits_for(self, rank: int) -> bool:
         """Whether something pending can only end by an act of that rank."""
         unmatched = any(src == rank for (src, _), recvs in self._wanted.items() if recvs)
-        return unmatched or any(offer.dst == rank for offer in self._offers.values())
+        return unmatched or rank in self._cut_off or any(offer.dst == rank for offer in self._offers.values())
 
     @property
     def pending(self) -> int:
@@ -316,15 +319,26 @@ class Mailbox:
                 data = await offload(lambda: flat(offer.tensor))
             else:
                 data = flat(offer.tensor)
-            channel = await self._fabric.open_data(offer.dst, (self._epoch, ticket))
-            try:
-                await channel.send(b"", [as_bytes(data).data])
-            finally:
-                self._fabric.forget(channel)
+            channel = await self._fabric.open_data(offer.dst, (self._epoch, "mail", ticket))
         except CollectiveError as error:
             self._on_failure(offer.dst, error)
+            return
+        try:
+            await channel.send(b"", [as_bytes(data).data])
+        except CollectiveError:
+            self._end_transfer(offer.dst)
         else:
             offer.work._succeed(None)
+        finally:
+            self._fabric.forget(channel)
+
+    def _end_transfer(self, rank: int) -> None:
+        """Take note that bytes to or from a member will not come through.
+
+        It is no loss: its epoch has ended, or it has closed the group, or the link is gone, and each is told otherwise.
+        """
+        self._cut_off.add(rank)
+        self._on_cut_off(rank)
 
     def _land(self, arrival: _Arrival) -> None:
         """Give an arrival whose bytes have come to its taker, or keep it for the next recv."""

@@ -32,6 +32,7 @@ from collective.testing import (
     _outputs,
     _point_to_point,
     _reducing,
+    _repartitioning,
     _subgroups,
     _works,
 )
@@ -45,6 +46,7 @@ CHECKS = checks_of(
     [
         _reducing,
         _moving,
+        _repartitioning,
         _outputs,
         _aliasing,
         _point_to_point,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collective.group import Group
+from collective.layouts import Layout, Replicate, Shard
 from collective.testing._arrays import check_array
 from collective.testing._world import Each
 from collective.types import ReduceOp
@@ -30,7 +31,13 @@ def collectives(x: np.ndarray) -> dict[str, Callable[[Group], Work[Any]]]:
         "scatter": lambda group: group.scatter([x] * group.size if group.rank == 0 else None, 0),
         "alltoall": lambda group: group.alltoall([x] * group.size),
         "barrier": lambda group: group.barrier(),
+        "repartition": lambda group: group.repartition(x, *_rows_to_all(x, group.size)),
     }
+
+
+def _rows_to_all(x: np.ndarray, size: int) -> tuple[Layout, Layout]:
+    shape = (size * len(x), *x.shape[1:])
+    return Layout(shape, size, [Shard(0)]), Layout(shape, size, [Replicate()])
 
 
 def unfinished(x: np.ndarray) -> dict[str, Callable[[Group], Work[Any]]]:

@@ -17,6 +17,7 @@ from collective.errors import (
     PeerLost,
     WrongThread,
 )
+from collective.layouts import Layout, Partial, Replicate, Shard
 from collective.testing._arrays import DTYPES, check_array, dtype_of
 from collective.testing._calls import works_again
 from collective.testing._cases import check
@@ -66,6 +67,28 @@ def _bad_calls(size: int) -> dict[str, tuple[Issue, type[Exception]]]:
         "nothing to broadcast": (lambda group: group.broadcast(None, group.rank), TypeError),
         "nothing to scatter": (lambda group: group.scatter(None, group.rank), TypeError),
         "a list to reduce": (lambda group: group.allreduce([1.0]), TypeError),
+        **_bad_repartitions(size),
+    }
+
+
+def _bad_repartitions(size: int) -> dict[str, tuple[Issue, type[Exception]]]:
+    x = np.ones((2, 2))
+    rows = Layout((2 * size, 2), size, [Shard(0)])
+    last = Layout((2, 2), 1, [Replicate()], [size - 1])
+    beyond = Layout((2, 2), 1, [Replicate()], [size])
+    sums = Layout((2, 2), size, [Partial()])
+    nonsense: Any = "rows"
+    return {
+        "not the part that src says": (lambda group: group.repartition(x[1:], rows, rows), ValueError),
+        "nothing, and src says some": (lambda group: group.repartition(None, rows, rows), ValueError),
+        "a src outside the group": (lambda group: group.repartition(x, beyond, last), ValueError),
+        "a dst outside the group": (lambda group: group.repartition(x, last, beyond), ValueError),
+        "layouts of two shapes": (lambda group: group.repartition(x, rows, sums), ValueError),
+        "a dst that is partial": (lambda group: group.repartition(x, last, sums), ValueError),
+        "dates cannot be summed": (lambda group: group.repartition(x.astype("M8[s]"), sums, last), TypeError),
+        "no layout": (lambda group: group.repartition(x, nonsense, rows), TypeError),
+        "other keys than src": (lambda group: group.repartition({"b": x}, {"a": last}, {"a": last}), ValueError),
+        "other keys in dst": (lambda group: group.repartition({"a": x}, {"a": last}, [last]), ValueError),
     }
 
 

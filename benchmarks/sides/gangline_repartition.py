@@ -1,0 +1,96 @@
+"""Ranks that move a tensor from one layout to another, a process each, on uvloop: by `repartition`, and by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import uvloop
+
+from benchmarks.side import time_async_row
+from collective import GroupSpec, Layout, Replicate, Shard
+from collective.formation import form_group
+from collective.links import open_endpoint
+from collective.types import Credential, Member
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from benchmarks.side import Turns
+    from collective import Group
+    from collective.types import Address
+
+CREDENTIAL = Credential("benchmark", b"benchmark benchmark benchmark benchmark")
+COLUMNS = 256
+
+
+def main(turns: Turns) -> None:
+    """Be a member."""
+    uvloop.run(serve(turns))
+
+
+async def serve(turns: Turns) -> None:
+    endpoint = await open_endpoint(kinds=("shm",))
+    endpoint.grant(CREDENTIAL)
+    rank = turns.rank
+    group: Any = None
+    fewer: Any = None
+    targets = 0
+
+    async def setup() -> Address:
+        return endpoint.address
+
+    async def form(addresses: list[Address], receiving: int) -> None:
+        nonlocal group, fewer, targets
+        targets = receiving
+        members = [Member("member", rank, address) for rank, address in enumerate(addresses)]
+        spec = GroupSpec("group", ("member",), backend="shm")
+        group = await form_group(endpoint, spec, members, rank, key="benchmark", credential=CREDENTIAL)
+        fewer = await group.split(0 if rank <= targets else None)
+
+    async def move(way: str, what: str, nbytes: int, count: int) -> list[float]:
+        src, dst = layouts(what, nbytes, targets, group.size)
+        issue = (repartition if way == "repartition" else by_hand)(group, fewer, src, dst)
+        await group.barrier()
+        return await time_async_row(issue, count)
+
+    try:
+        await turns.serve_async({"setup": setup, "form": form, "move": move})
+    finally:
+        if group is not None:
+            await group.aclose()
+        await endpoint.aclose()
+
+
+def layouts(what: str, nbytes: int, targets: int, size: int) -> tuple[Layout, Layout]:
+    """Return where a tensor is, and where it shall be: ranks from `targets` on have it, those below get it."""
+    shape = (nbytes // (4 * COLUMNS), COLUMNS)
+    placement = {"rows": Shard(0), "columns": Shard(1), "all": Replicate()}[what]
+    return Layout(shape, size - targets, [Shard(0)], range(targets, size)), Layout(shape, targets, [placement])
+
+
+def repartition(group: Group, _: Group | None, src: Layout, dst: Layout) -> Callable[[], Awaitable[object]]:
+    """Move it in one call."""
+    part = held(group.rank, src)
+    return lambda: group.repartition(part if group.rank in src.ranks else None, src, dst)
+
+
+def by_hand(group: Group, fewer: Group | None, src: Layout, dst: Layout) -> Callable[[], Awaitable[object]]:
+    """Gather on the first who has some, broadcast to those who want it, and cut out."""
+    part = held(group.rank, src)
+    root = src.ranks[0]
+
+    async def move() -> object:
+        parts = await group.gather(part, root)
+        if fewer is None:
+            return None
+        whole = None if parts is None else np.concatenate(parts[root:])
+        whole = await fewer.broadcast(whole, fewer.size - 1)
+        return np.ascontiguousarray(dst.local(group.rank, whole)) if group.rank in dst.ranks else None
+
+    return move
+
+
+def held(rank: int, src: Layout) -> np.ndarray:
+    """Return what a rank has of it."""
+    return np.ones(src.local_shape(rank) if rank in src.ranks else (0, COLUMNS), np.float32)

@@ -1,0 +1,229 @@
+"""Plans: the transfers that turn one layout of a tensor into another."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from collective._boxes import meet, shared
+from collective._routes import CONTRIBUTION, Part, Route, Router
+from collective.layouts import Layout
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Sequence
+
+    from collective._boxes import Box
+
+CACHED = 4096
+"""Plans that are kept: a state dict has hundreds of tensors."""
+
+
+class Traffic(NamedTuple):
+    """Bytes that a rank sends, receives, and keeps because it has them."""
+
+    sent: int
+    received: int
+    kept: int
+
+
+class Fairness(NamedTuple):
+    """By how many bytes the senders of the same elements differ at most, and the largest block, in bytes.
+
+    The senders are the ranks that hold the same elements of the source, and those that pass on the same elements of the
+    destination where none of them has some already. There `difference` is never more than `block`, but where a source
+    that is Replicate and Partial at once shares ranks with the destination.
+    """
+
+    difference: int
+    block: int
+
+
+class Plan:
+    """The transfers that turn one layout of a tensor into another. `plan` makes them.
+
+    What concerns one rank is found out when it is asked for, in time and memory proportional to that rank's transfers;
+    `total`, `fairness`, `str` and `plot` ask for every rank.
+
+    :ivar src, dst: the layouts.
+    :ivar itemsize: bytes of an element.
+    :ivar hosts: the host of each group-local rank; None where all are on one.
+    :ivar share: whether the ranks of a host that hold the same share one copy.
+    """
+
+    def __init__(
+        self, src: Layout, dst: Layout, *, itemsize: int, hosts: tuple[str, ...] | None, share: bool
+    ) -> None:
+        self.src = src
+        self.dst = dst
+        self.itemsize = itemsize
+        self.hosts = hosts
+        self.share = share
+        self._router = Router(src, dst, itemsize=itemsize, hosts=hosts, share=share)
+        self._parts: dict[int, Part] = {}
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks of either layout."""
+        return sorted({*self.src.ranks, *self.dst.ranks})
+
+    def part(self, rank: int) -> Part:
+        """Return what a rank does; nothing, where it is in neither layout."""
+        part = self._parts.get(rank)
+        if part is None:
+            part = self._parts[rank] = self._router.part(rank)
+        return part
+
+    def takes(self, rank: int) -> bool:
+        """Whether a rank takes its part of the destination itself: all do, or one on each host where they share."""
+        cell = self.dst.grid.cell_of(rank)
+        return cell is not None and rank in self._router.takers(cell)
+
+    def mates(self, rank: int) -> list[int]:
+        """Return the ranks of a destination rank's host that get the same elements, itself included."""
+        cell = self.dst.grid.cell_of(rank)
+        groups = self._router.by_host(self.dst.grid.copies(cell)[0]) if cell is not None else []
+        return next((mates for mates in groups if rank in mates), [])
+
+    def outgoing(self, rank: int) -> dict[int, int]:
+        """Return how many bytes a rank sends to which, those that it passes on included."""
+        edges: dict[int, int] = {}
+        part = self.part(rank)
+        for route, boxes in (*part.sends.items(), *part.receives.items()):
+            for child in route.children(rank):
+                edges[child] = edges.get(child, 0) + self._bytes(boxes)
+        return edges
+
+    def traffic(self, rank: int) -> Traffic:
+        """Return what a rank sends, receives and keeps."""
+        part = self.part(rank)
+        operands = sum(
+            total.box.volume for total in part.sums for sender in total.senders if sender != rank
+        )
+        received = sum(map(self._bytes, part.receives.values())) + operands * self.itemsize
+        return Traffic(sum(self.outgoing(rank).values()), received, self._bytes(part.keeps))
+
+    @cached_property
+    def total(self) -> int:
+        """Bytes that are sent in all."""
+        return sum(self.traffic(rank).sent for rank in self.ranks)
+
+    @cached_property
+    def lower_bound(self) -> int:
+        """Bytes that any plan must send: what each destination lacks, and what meets in each reduction."""
+        if self.src.partial is not None:
+            return self.itemsize * sum(self._least(cell) for cell in self.dst.grid.cells)
+        least = 0
+        for rank in self.dst.ranks:
+            held, wanted = self.src.grid.cell_of(rank), self.dst.grid.cell_of(rank)
+            if wanted is not None and self.takes(rank):
+                least += _volume(self.dst.grid.shape_of(wanted))
+                if held is not None:
+                    least -= sum(box.volume for box in shared(self.src.grid, held, self.dst.grid, wanted))
+        return least * self.itemsize
+
+    @cached_property
+    def fairness(self) -> Fairness:
+        """How evenly the work is divided among ranks that could each do it."""
+        difference = block = 0
+        for held in self.src.grid.cells:
+            for _, boxes in meet(self.src.grid, held, self.dst.grid, from_source=True):
+                block = max([block, *(box.volume for box in boxes)])
+        block *= self.itemsize
+        for cell in self.src.grid.cells:
+            for holders in self.src.grid.copies(cell):
+                difference = max(difference, _difference([self._leaves(rank) for rank in holders]))
+        for cell in self.dst.grid.cells:
+            for mates in self._router.by_host(self._router.takers(cell)):
+                if all(self.src.grid.cell_of(rank) is None for rank in mates):
+                    difference = max(difference, _difference([self._passes_on(rank) for rank in mates]))
+        return Fairness(difference, block)
+
+    def plot(self, file: str | os.PathLike[str]) -> None:
+        """Write the matrix of who sends how much to whom as an SVG picture."""
+        from collective import _plots
+
+        _plots.write(self, file)
+
+    def __str__(self) -> str:
+        from collective import _plots
+
+        return _plots.text(self)
+
+    def __repr__(self) -> str:
+        return f"<Plan {self.src!r} -> {self.dst!r}, {self.itemsize} bytes an element>"
+
+    def _bytes(self, boxes: Iterable[Box]) -> int:
+        return sum(box.volume for box in boxes) * self.itemsize
+
+    def _leaves(self, rank: int) -> int:
+        """Bytes that a rank sends of what it holds of the source."""
+        if self.src.partial is not None:
+            sends = self.part(rank).sends
+            return sum(self._bytes(boxes) for route, boxes in sends.items() if route.kind == CONTRIBUTION)
+        return sum(map(self._bytes, self.part(rank).sends.values()))
+
+    def _passes_on(self, rank: int) -> int:
+        return sum(len(route.children(rank)) * self._bytes(boxes) for route, boxes in self.part(rank).receives.items())
+
+    def _least(self, wanted: Any) -> int:
+        """Elements that must be sent for one cell, where contributions meet on the way to those who want it."""
+        takers = self._router.takers(wanted)
+        least = 0
+        for held, boxes in meet(self.dst.grid, wanted, self.src.grid, from_source=False):
+            contributions = self.src.grid.copies(held)
+            contributing = {rank for holders in contributions for rank in holders}
+            both = any(rank in contributing for rank in takers)
+            sends = len(contributions) + len(takers) - 1 - int(both)
+            least += sends * sum(box.volume for box in boxes)
+        return least
+
+
+def plan(
+    src: Layout, dst: Layout, *, itemsize: int = 1, hosts: Sequence[str] | None = None, share: bool = False
+) -> Plan:
+    """Return the plan that turns one layout into another. Pure and cached; every rank computes its own part alone.
+
+    :param itemsize: bytes of an element; what a plan calls bytes are elements where this is 1.
+    :param hosts: the host of each group-local rank, where they are on several: each gets what it lacks once.
+    :param share: let the ranks of a host that get the same elements share one copy.
+
+    Raises:
+        TypeError, ValueError: these are no layouts of one shape, or the destination is Partial.
+    """
+    for name, layout in (("src", src), ("dst", dst)):
+        if not isinstance(layout, Layout):
+            raise TypeError(f"{name} is {layout!r}; a collective.Layout")
+    check(src, dst)
+    known = None if hosts is None or len(set(hosts)) == 1 else tuple(hosts)
+    last = max(src.last_rank, dst.last_rank)
+    if known is not None and len(known) <= last:
+        raise ValueError(f"{len(known)} hosts are given, and the layouts have ranks up to {last}")
+    return _plan(src, dst, itemsize, known, share)
+
+
+def check(src: Layout, dst: Layout, *, where: str = "") -> None:
+    """Raise ValueError where one layout cannot turn into the other; `where` names the tensor."""
+    if src.shape != dst.shape:
+        raise ValueError(f"src{where} has the global shape {src.shape} and dst{where} {dst.shape}: {src!r} -> {dst!r}")
+    if dst.partial is not None:
+        raise ValueError(f"dst{where} is {dst!r}: only a source can be Partial; make it Replicate or Shard")
+
+
+@lru_cache(maxsize=CACHED)
+def _plan(src: Layout, dst: Layout, itemsize: int, hosts: tuple[str, ...] | None, share: bool) -> Plan:
+    return Plan(src, dst, itemsize=itemsize, hosts=hosts, share=share)
+
+
+def _difference(numbers: Sequence[int]) -> int:
+    return max(numbers, default=0) - min(numbers, default=0)
+
+
+def _volume(shape: Sequence[int]) -> int:
+    volume = 1
+    for length in shape:
+        volume *= length
+    return volume
+
+
+__all__ = ["Fairness", "Part", "Plan", "Route", "Traffic", "plan"]
