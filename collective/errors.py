@@ -175,6 +175,8 @@ class StoreFull(StoreError, TimeoutError):
         self.limit = limit
         self.used = used
         self.held = tuple(held)
+
+
 class RowStreamError(GroupError):
     """Base of the errors of row streams."""
 

@@ -176,6 +176,9 @@ class StoreStatistics:
     used: int
     waiting: int
     entries: tuple[EntryStatistics, ...]
+
+
+@dataclass(frozen=True)
 class RowState:
     """How far a row stream has come: what `RowStream(..., resume=state)` goes on from.
 
