@@ -229,7 +229,8 @@ class Group:
         agreed = self._collective("split", make)
         work: Work[Group | None] = Work(agreed.description)
         self._engine.enter_scope(work)
-        self._engine.spawn(self._form_subgroup(agreed, operation, place, work))
+        forming = self._engine.spawn(self._form_subgroup(agreed, operation, place, work))
+        forming.add_done_callback(lambda _: self._end_split(agreed, work))
         return work
 
     def batch(self) -> Batch:
@@ -298,12 +299,14 @@ class Group:
             await subgroup.open()
             engine.at_end_of_epoch(lambda why: subgroup.end_with_parent(engine.name, why))
             work._succeed(Group(subgroup))
-        except asyncio.CancelledError:
-            error = agreed.exception() if agreed.done() else None
-            work._fail(error or engine.fault() or GroupClosed(engine.name, "split()"))
-            raise
         except Exception as error:  # the Work's to raise
             work._fail(error)
+
+    def _end_split(self, agreed: Work[Any], work: Work[Group | None]) -> None:
+        """Fail a split whose forming was cancelled with the epoch."""
+        if not work.done():
+            error = agreed.exception() if agreed.done() else None
+            work._fail(error or self._engine.fault() or GroupClosed(self.name, "split()"))
 
 
 class Batch:

@@ -305,9 +305,9 @@ class Engine:
             self._outlived = lambda: GroupBroken(self.name, reason, "reset the parent and split it again")
             self._break(self.current, self._outlived, reason)
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine that is cancelled when the epoch ends."""
-        self.current.spawn(coroutine)
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine that is cancelled when the epoch ends, perhaps before its first step."""
+        return self.current.spawn(coroutine)
 
     def at_end_of_epoch(self, callback: Callable[[str], None]) -> None:
         """Call back with the reason when the epoch ends; at once, if it has."""

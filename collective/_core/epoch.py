@@ -150,11 +150,12 @@ class Epoch:
         """Whether the epoch was cut, and nothing before the cut is pending or can still be called."""
         return self._cut is not None and self.next_place >= self._cut and not self.pending
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine that is cancelled when the epoch ends."""
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine that is cancelled when the epoch ends, perhaps before its first step."""
         task = self._fabric.spawn(coroutine)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        return task
 
     def forget(self, pending: Pending) -> None:
         """Drop a collective that is done."""

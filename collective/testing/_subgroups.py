@@ -9,6 +9,7 @@ import numpy as np
 
 from collective.errors import CollectiveMismatch, GroupClosed, GroupError
 from collective.group import Group
+from collective.scopes import CallScope
 from collective.testing._arrays import check_array
 from collective.testing._calls import check_ring
 from collective.testing._cases import check
@@ -167,6 +168,16 @@ async def bad_split_is_refused(world: World) -> None:
         for group in world.groups:
             refused(TypeError, group.split, color, key)
         await world.reset()
+
+
+@check(sizes=(2, 3))
+async def a_split_that_is_given_up_at_once_ends(world: World) -> None:
+    """A split of a call that ends in the turn in which it was called ends as well."""
+    with CallScope() as scope:
+        work = world.groups[0].split(0)
+        scope.abandon("its call failed")
+    assert isinstance(await outcome(work), GroupError)
+    await world.reset()
 
 
 @check(sizes=(2, 3))
