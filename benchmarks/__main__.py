@@ -18,6 +18,7 @@ BENCHMARKS = {
     "calls": "calls to actors, against xoscar, Ray, its Compiled Graphs and Monarch",
     "collectives": "collectives between processes of one host, against torch's Gloo and MPICH",
     "n_to_m": "what 4 producers send to 2 consumers, against Ray objects",
+    "store": "tensors by reference, against Ray objects and Ray Direct Transport",
     "start": "what starting and stopping a gang of 6 costs, against plain Ray actors",
     "idle": "the CPU that 8 idle actors take, against plain Ray actors",
 }
