@@ -20,6 +20,7 @@ BENCHMARKS = {
     "n_to_m": "what 4 producers send to 2 consumers, against Ray objects",
     "repartition": "moving a sharded tensor from 4 ranks to 2, against gathering on one and broadcasting",
     "rows": "what 4 producers of rows stream to 2 consumers, against Ray objects and Redis streams",
+    "store": "tensors by reference, against Ray objects and Ray Direct Transport",
     "start": "what starting and stopping a gang of 6 costs, against plain Ray actors",
     "idle": "the CPU that 8 idle actors take, against plain Ray actors",
 }

@@ -18,6 +18,7 @@ STYLES = {
     "Gangline, group.empty": ("#D55E00", "o", False),
     "Ray": ("#0072B2", "s", True),
     "Ray Compiled Graphs": ("#56B4E9", "D", True),
+    "Ray Direct Transport": ("#F0E442", "p", True),
     "xoscar": ("#009E73", "^", True),
     "Monarch": ("#CC79A7", "v", True),
     "torch Gloo": ("#E69F00", "P", True),

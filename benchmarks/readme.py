@@ -22,6 +22,7 @@ ORDER = {
     "calls": "Calls",
     "collectives": "Collectives on one host",
     "n_to_m": "Many to many",
+    "store": "Tensors by reference",
     "start": "Starting and stopping",
     "idle": "Idling",
 }

@@ -1,0 +1,113 @@
+"""Tensors that go from the store of one actor to two others by reference."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+import uvloop
+
+from actors import Actor, Gang, Role
+from benchmarks.cluster import join
+from benchmarks.side import time_row, warmth
+from benchmarks.sides.hops import FREEING, check
+from scheduling import Resources
+
+if TYPE_CHECKING:
+    from actors import TensorRef
+    from benchmarks.side import Turns
+
+
+class Giver(Actor):
+    """Puts the same array again and again."""
+
+    def __init__(self) -> None:
+        self.array = np.ones(0, np.uint8)
+
+    async def prepare(self, nbytes: int) -> None:
+        self.array = np.ones(nbytes, np.uint8)
+
+    async def give(self) -> TensorRef:
+        return await self.store.put(self.array)
+
+    async def puts(self, count: int) -> list[float]:
+        """Return the seconds of each put. What it gave is let go of at once, and the next one reuses the memory."""
+        samples = []
+        for _ in range(warmth(count) + count):
+            start = time.perf_counter()
+            ref = await self.store.put(self.array)
+            samples.append(time.perf_counter() - start)
+            del ref
+        return samples[-count:]
+
+    async def copies(self, count: int) -> list[float]:
+        """Return the seconds of each copy to the same memory."""
+        target = np.ones_like(self.array)
+        return time_row(lambda: np.copyto(target, self.array), count)
+
+
+class Taker(Actor):
+    """Looks at the end of a tensor."""
+
+    async def take(self, ref: TensorRef) -> int:
+        array = await ref
+        return int(array[-1]) + array.nbytes
+
+
+def main(turns: Turns) -> None:
+    """Start the gang in a Ray that runs."""
+    uvloop.run(serve(turns))
+
+
+async def serve(turns: Turns) -> None:
+    gang: Any = None
+
+    async def setup(address: str) -> None:
+        nonlocal gang
+        join(address)
+        resources = Resources(cpu=0.1)
+        roles = (Role("giver", Giver, resources=resources), Role("taker", Taker, 2, resources=resources))
+        gang = await Gang(*roles).__aenter__()
+
+    async def hop(nbytes: int) -> tuple[float, float]:
+        takers = gang["taker"]
+        start = time.perf_counter()
+        ref = await gang["giver"][0].give()
+        first = await takers[0].take(ref)
+        middle = time.perf_counter()
+        further = await takers[1].take(ref)
+        end = time.perf_counter()
+        check(first, further, nbytes)
+        return middle - start, end - middle
+
+    async def hops(nbytes: int, count: int) -> list[tuple[float, float]]:
+        await gang["giver"][0].prepare(nbytes)
+        samples = []
+        for _ in range(warmth(count) + count):
+            samples.append(await hop(nbytes))
+            await asyncio.sleep(FREEING)
+        return samples[-count:]
+
+    async def first(nbytes: int, count: int) -> list[float]:
+        return [sample for sample, _ in await hops(nbytes, count)]
+
+    async def further(nbytes: int, count: int) -> list[float]:
+        return [sample for _, sample in await hops(nbytes, count)]
+
+    async def put(nbytes: int, count: int) -> list[float]:
+        await gang["giver"][0].prepare(nbytes)
+        samples: list[float] = await gang["giver"][0].puts(count)
+        return samples
+
+    async def copy(nbytes: int, count: int) -> list[float]:
+        await gang["giver"][0].prepare(nbytes)
+        samples: list[float] = await gang["giver"][0].copies(count)
+        return samples
+
+    await turns.serve_async({"setup": setup, "first": first, "further": further, "put": put, "copy": copy})
+    if gang is not None:
+        await gang.aclose()
+    ray.shutdown()
