@@ -388,8 +388,8 @@ def test_gloo_ends_its_threads_and_descriptors() -> None:
 
     def held() -> tuple[int, int]:
         """Return the numbers of threads and of descriptors, once every session has ended."""
-        for session in list(_gloo_session._living):
-            assert session.join(20)
+        for session in list(_gloo_session._living):  # of other tests too: Gloo tries to connect for up to a minute
+            assert session.join(75)
         return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
 
     async def use(abandon: bool) -> None:
