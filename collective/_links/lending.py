@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +38,7 @@ class Lender:
         self._loop = asyncio.get_running_loop()
         self._shown: set[int] = set()
         self._lent: dict[int, Extent] = {}
+        self._loans: set[Loan] = set()
         self._numbers = 0
         self._closed = False
         self._arena = arena()
@@ -60,7 +62,10 @@ class Lender:
                     self._arena.release(extent)
                     break
                 loan.add(index, extent, start, buffer, copied=found is None)
-        return loan if loan.shares else None
+        if not loan.shares:
+            return None
+        self._loans.add(loan)
+        return loan
 
     def lend(self, extent: Extent) -> int:
         """Count a use of an extent as the other end's from now on; return the number by which it is given back."""
@@ -76,8 +81,12 @@ class Lender:
                 raise WireError(f"shared memory {number} was given back, which was not lent")
             self._arena.release(extent)
 
+    def concluded(self, loan: Loan) -> None:
+        """Take note that a loan has handed its extents over, or let go of them. In any thread."""
+        self._loans.discard(loan)
+
     def keep(self, extent: Extent) -> None:
-        """Let go of an extent that was not lent after all."""
+        """Let go of an extent that was not lent after all. In any thread."""
         self._arena.release(extent)
 
     def segment_gone(self, number: int) -> None:
@@ -85,9 +94,11 @@ class Lender:
             self._loop.call_soon_threadsafe(self._forget, number)
 
     def close(self, process: int, *, dead: bool) -> None:
-        """The link has ended; see `Arena.leave`."""
+        """The link has ended; see `Arena.leave`. What was not lent yet is let go of, also where the loop is closed."""
         if not self._closed:
             self._closed = True
+            for loan in list(self._loans):
+                loan.drop()
             lent, self._lent = list(self._lent.values()), {}
             self._arena.leave(self, lent, process, dead=dead)
             if lent and not self._loop.is_closed():
@@ -133,8 +144,10 @@ class Loan:
         self.ready = False
         self._lender = lender
         self._copies: list[tuple[np.ndarray, np.ndarray]] = []
-        self._copying = False
+        self._copying = 0
+        """Threads that copy: while there are any, the extents are theirs."""
         self._dropped = False
+        self._lock = threading.Lock()
 
     def add(self, index: int, extent: Extent, start: int, buffer: Piece, *, copied: bool) -> None:
         """Add a buffer, which `begin` copies into the extent unless it is there."""
@@ -146,50 +159,61 @@ class Loan:
 
     def begin(self, then: Callable[[], None]) -> None:
         """Copy what has to be: at once where that is quick, else off the loop, calling `then` when it is done."""
-        total = sum(source.nbytes for _, source in self._copies)
+        copies, self._copies = self._copies, []
+        total = sum(source.nbytes for _, source in copies)
         if total <= LONG:
-            self._copied(self._copies)
+            _copy(copies)
             self.copied = total
             self.ready = True
-            self._copies = []
             return
-        self._copying = True
-        first, second = _halves(self._copies)
-        both = asyncio.gather(offload(partial(self._copied, first)), offload(partial(self._copied, second)))
+        halves = _halves(copies)
+        self._copying = len(halves)
+        both = asyncio.gather(*(offload(partial(self._copy_half, half)) for half in halves))
         both.add_done_callback(lambda _: self._done(then))
 
     def references(self) -> bytes:
         """Hand the extents over; return what tells the other end where they are."""
         shares, self.shares = self.shares, []
+        self._lender.concluded(self)
         return b"".join(
             REFERENCE.pack(index, extent.segment.number, self._lender.lend(extent), extent.offset + start, size)
             for index, extent, start, size in shares
         )
 
     def drop(self) -> None:
-        """The message is not sent after all."""
+        """The message is not sent after all. Idempotent."""
         self._dropped = True
-        if not self._copying:
-            self._release()
+        self._let_go()
 
-    @staticmethod
-    def _copied(copies: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        for target, source in copies:
-            np.copyto(target, source)
+    def _copy_half(self, half: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        # The last thread of a dropped loan lets go: the loop may be closed by now, and nobody else left to do it.
+        try:
+            if not self._dropped:
+                _copy(half)
+        finally:
+            with self._lock:
+                self._copying -= 1
+            self._let_go()
 
     def _done(self, then: Callable[[], None]) -> None:
-        self._copies = []
-        self._copying = False
         self.ready = True
-        if self._dropped:
-            self._release()
-        else:
+        if not self._dropped:
             then()
 
-    def _release(self) -> None:
-        shares, self.shares = self.shares, []
+    def _let_go(self) -> None:
+        """Let go of the extents of a dropped loan, once no thread writes there. In any thread."""
+        with self._lock:
+            if self._copying or not self._dropped:
+                return
+            shares, self.shares = self.shares, []
+        self._lender.concluded(self)
         for _, extent, _, _ in shares:
             self._lender.keep(extent)
+
+
+def _copy(copies: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    for target, source in copies:
+        np.copyto(target, source)
 
 
 def _halves(
