@@ -70,9 +70,13 @@ def held() -> tuple[int, int, int]:
 
 async def until_held(most: tuple[int, int, int]) -> None:
     """Wait until no more is held than that: workers end soon after they were told to."""
-    async with asyncio.timeout(10):
-        while not all(now <= then for now, then in zip(held(), most, strict=True)):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    deadline = time.monotonic() + 30
+    while True:
+        left = held()
+        if all(now <= then for now, then in zip(left, most, strict=True)):
+            return
+        assert time.monotonic() < deadline, f"descriptors, mappings, threads: {left}, where there were {most}"
+        await asyncio.sleep(0.01)
 
 
 _MEMBER = """

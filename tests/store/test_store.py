@@ -172,6 +172,7 @@ def test_an_array_of_the_store_is_not_copied():
 
 def test_a_put_waits_for_room_and_a_deadline_says_who_has_it():
     async def main() -> None:
+        owned = arena().statistics().owned  # by other tests
         async with a_store(3 * MIB) as store:
             first = await store.put(np.zeros(2 * MIB, np.int8))
             said = r"no room for 2097152 bytes: .* int8\[2097152\] .* by process"
@@ -205,7 +206,7 @@ def test_a_put_waits_for_room_and_a_deadline_says_who_has_it():
                 await cancelled
             del second, third
             await empty(store)
-        assert arena().statistics().owned == 0
+        assert arena().statistics().owned <= owned
 
     run(main())
 
