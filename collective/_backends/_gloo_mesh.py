@@ -18,12 +18,16 @@ from torch import distributed
 from collective.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from collective._backends._gloo_board import Board
 
 _CONNECT: Final = timedelta(seconds=60)
 """For connecting to members that have all published their addresses."""
+_GLOO_WAITS: Final = 5
+"""How many times the timeout that it is given Gloo waits for a connection (gloo/transport/tcp/pair.h, waitUntil)."""
+_GLANCE: Final = 1.0
+"""Seconds for a connection to this process itself."""
 _SLOWEST: Final = 4e6
 """Bytes a second that a transfer must reach, beside the group's timeout."""
 
@@ -38,20 +42,31 @@ class Mesh:
     """
 
     def __init__(self, board: Board, rank: int, size: int, *, interface: str, timeout: float) -> None:
+        self._board = board
+        self._rank, self._size = rank, size
+        self._interface = interface
+        self._timeout = _CONNECT.total_seconds()
+        self._timeout_then = max(timeout, self._timeout)
+        self._store = _BoardStore(board)  # the process group does not keep the Python part of it alive
+        self._group: Any = None
+        self._sockets: list[socket.socket] | None = None
+
+    def connect(self) -> None:
         """Meet the others; blocks for that long. Raises: BackendError."""
-        self._timeout = max(timeout, _CONNECT.total_seconds())
         gloo: Any = distributed.ProcessGroupGloo
         options = gloo._Options()
-        options._timeout = _CONNECT
+        options._timeout = _CONNECT / _GLOO_WAITS
+        ones = [1] * self._size
         try:
-            options._devices = [_device(interface)]
-            self._store = _BoardStore(board)  # the process group does not keep the Python part of it alive
-            self._group = gloo(self._store, rank, size, options)
+            options._devices = [_device(self._interface)]
+            self._group = gloo(self._store, self._rank, self._size, options)
             # The constructor returns while connections are still being made; this, when all of them are there.
-            self.exchange(np.empty(size, np.uint8), np.zeros(size, np.uint8), [1] * size, [1] * size).wait()
+            self.exchange(np.empty(self._size, np.uint8), np.zeros(self._size, np.uint8), ones, ones).wait()
         except RuntimeError as error:
+            self._group = None  # at once, since the error keeps this object
             raise translate(error) from error
-        self._sockets = _connections(board.addresses())
+        self._timeout = self._timeout_then
+        self._sockets = _connections(self._board.addresses())
 
     def exchange(
         self, received: np.ndarray, sent: np.ndarray, received_sizes: Sequence[int], sent_sizes: Sequence[int]
@@ -73,17 +88,24 @@ class Mesh:
         return work
 
     def sever(self) -> None:
-        """Cut the connections, so that what waits for a member that never comes to it fails, here and there."""
-        for connection in self._sockets:
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:  # cut already
-                continue
+        """Cut the connections, so that what waits for a member that never comes to it fails, here and there.
+
+        In any thread. While `connect` is at work, it cuts what there is by now: call it again until that has ended.
+        """
+        if self._sockets is not None:
+            _cut(self._sockets)
+            return
+        if self._store.published:
+            _answer(self._store.published, self._size)
+        connections = _connections(self._board.addresses())
+        _cut(connections)
+        for connection in connections:
+            connection.close()
 
     def close(self) -> None:
         """Let go of the process group, after what is pending."""
-        del self._group
-        for connection in self._sockets:
+        self._group = None
+        for connection in self._sockets or ():
             # Gloo sets it to reset connections, which would take from the others what they have not read yet.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
             connection.close()
@@ -129,9 +151,12 @@ class _BoardStore(distributed.Store):  # type: ignore[name-defined,misc]
     def __init__(self, board: Board) -> None:
         super().__init__()
         self._board = board
+        self.published = b""
+        """What this member published, which holds the address that it listens on."""
 
     def set(self, key: str, value: bytes | str) -> None:
-        self._board.publish(key, value.encode() if isinstance(value, str) else bytes(value))
+        self.published = value.encode() if isinstance(value, str) else bytes(value)
+        self._board.publish(key, self.published)
 
     def get(self, key: str) -> bytes:
         return self._board.wait(key)
@@ -149,12 +174,52 @@ def _device(interface: str) -> Any:
     return create(interface=name, lazy_init=False) if name else create(hostname=interface, lazy_init=False)
 
 
+def _cut(connections: Sequence[socket.socket]) -> None:
+    for connection in connections:
+        try:
+            connection.shutdown(socket.SHUT_RDWR)
+        except OSError:  # cut already
+            continue
+
+
+def _answer(published: bytes, size: int) -> None:
+    """Connect to the device of this process that listens at an address as each other member would, and leave again.
+
+    Gloo waits minutes for a member to connect, and nothing else ends that. A member says first which pair of this one
+    it connects to (gloo/transport/tcp/listener.cc); the device of a group numbers them from 0, by rank.
+    """
+    places = set()
+    for ours in _sockets():
+        with ours:
+            if _kernel_form(ours.family, *ours.getsockname()) in published:
+                places.add((ours.family, ours.getsockname()))
+    for family, place in places:
+        for number in range(size):
+            with socket.socket(family, socket.SOCK_STREAM) as caller:
+                caller.settimeout(_GLANCE)
+                try:
+                    caller.connect(place)
+                    caller.sendall(struct.pack("q", number))
+                except OSError:  # it does not listen any more, or another group of this process was cut meanwhile
+                    continue
+
+
 def _connections(addresses: Sequence[bytes]) -> list[socket.socket]:
     """Return duplicates of this process's connections that have one of these addresses at an end.
 
     What Gloo publishes holds the socket address that it listens on, as the kernel writes it; each device has its own.
     """
     found = []
+    for connection in _sockets():
+        if any(end in address for end in _ends(connection) for address in addresses):
+            found.append(connection)
+        else:
+            connection.close()
+    return found
+
+
+def _sockets() -> Iterator[socket.socket]:
+    """Return duplicates of this process's internet sockets, which are the caller's to close."""
     for descriptor in os.listdir("/proc/self/fd"):
         try:
             duplicate = os.dup(int(descriptor))
@@ -165,17 +230,14 @@ def _connections(addresses: Sequence[bytes]) -> list[socket.socket]:
         except OSError:  # no socket
             os.close(duplicate)
             continue
-        if any(end in address for end in _ends(connection) for address in addresses):
-            found.append(connection)
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            yield connection
         else:
             connection.close()
-    return found
 
 
 def _ends(connection: socket.socket) -> list[bytes]:
-    """Return both addresses of an internet connection; none of anything else."""
-    if connection.family not in (socket.AF_INET, socket.AF_INET6):
-        return []
+    """Return both addresses of a connection; none of a socket that is not connected."""
     try:
         return [_kernel_form(connection.family, *end) for end in (connection.getsockname(), connection.getpeername())]
     except OSError:  # not connected

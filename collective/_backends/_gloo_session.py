@@ -71,7 +71,8 @@ class Session:
         connected: asyncio.Future[None] = self._loop.create_future()
         self._worker = Worker(f"gloo {self._context.group}")
         _living.add(self)
-        self._worker.submit(lambda: self._settle(connected, self._connect()))
+        self._flights.depart()
+        self._worker.submit(lambda: self._arrive(connected))
         await connected
         self._opened = True
 
@@ -103,9 +104,7 @@ class Session:
     def abandon(self) -> None:
         """End it now. What is pending stays so here, and fails at the other members, or stays pending there."""
         if self._end() and not self._flights.landed.is_set():
-            threading.Thread(
-                target=self._cut, args=(_GRACE,), name=f"gloo {self._context.group} cut", daemon=True
-            ).start()
+            threading.Thread(target=self._cut_off, name=f"gloo {self._context.group} cut", daemon=True).start()
 
     async def aclose(self) -> None:
         """End it when nothing is pending, and wait until Gloo's threads have ended."""
@@ -121,6 +120,11 @@ class Session:
             raise BackendError(f"gloo: group {self._context.group!r} is not open on rank {self._context.rank}")
         return self._worker
 
+    def _arrive(self, connected: asyncio.Future[None]) -> None:
+        error = self._connect()
+        self._flights.land()
+        self._settle(connected, error)
+
     def _connect(self) -> Exception | None:
         """Make the process group, on the worker."""
         if self._context.size == 1:
@@ -132,6 +136,7 @@ class Session:
             self._mesh = Mesh(
                 self._board, context.rank, context.size, interface=context.interface, timeout=context.timeout
             )
+            self._mesh.connect()
         except Exception as error:
             return _failure(error)
         return None
@@ -208,10 +213,14 @@ class Session:
             self._worker.stop()
         return True
 
-    def _cut(self, grace: float) -> None:
-        """Cut the connections of what is still pending after so many seconds; blocks for that."""
+    def _cut_off(self) -> None:
+        """Cut the connections of what is still pending after a while, until nothing is; blocks for that."""
+        while not self._flights.landed.wait(_GRACE):
+            self._cut()
+
+    def _cut(self) -> None:
         mesh = self._mesh
-        if not self._flights.landed.wait(grace) and mesh is not None:
+        if mesh is not None and not self._flights.landed.is_set():
             mesh.sever()
 
     def _release(self) -> None:
@@ -277,7 +286,7 @@ def _end_all() -> None:
     sessions = list(_living)
     for session in sessions:
         session._end()  # not by `abandon`: no thread can be started any more
-        session._cut(0.0)
+        session._cut()
     for session in sessions:
         if not session.join(max(0.0, deadline - time.monotonic())):
             session.leak()

@@ -192,4 +192,4 @@ def test_who_is_done_may_leave_while_others_still_receive(tmp_path: Any) -> None
         await plane.aclose()
         """,
     )
-    assert finish(processes, 60) == [0] * 4
+    assert finish(processes, 110) == [0] * 4  # Each imports torch: together that takes a loaded machine long.
