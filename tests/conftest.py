@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
+import sys
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -51,18 +52,27 @@ class PrivateRay:
         self.folder = None
 
 
+class Imports:
+    """Spares modules from garbage collections: many tests make them, and torch and Ray are most of what they look at."""
+
+    def __init__(self) -> None:
+        self.frozen = 0
+
+    def freeze(self) -> None:
+        """Freeze what lives, where a large library has been imported since the last time."""
+        if len(sys.modules) > self.frozen + 300:
+            gc.collect()
+            gc.freeze()
+            self.frozen = len(sys.modules)
+
+
 _ray = PrivateRay()
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_finish() -> None:
-    """Spare what is imported by now from garbage collections: many tests make one, and half of it is torch and Ray."""
-    gc.collect()
-    gc.freeze()
+_imports = Imports()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    _imports.freeze()
     if item.path.parent != _ray.users:
         _ray.close()
 
