@@ -53,7 +53,7 @@ class PrivateRay:
 
 
 class Imports:
-    """Spares modules from garbage collections: many tests make them, and torch and Ray are most of what they look at."""
+    """Spares modules from garbage collections: many tests make one, and torch and Ray are most of what it looks at."""
 
     def __init__(self) -> None:
         self.frozen = 0
