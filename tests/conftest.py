@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
-import sys
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -52,27 +51,18 @@ class PrivateRay:
         self.folder = None
 
 
-class Imports:
-    """Spares modules from garbage collections: many tests make one, and torch and Ray are most of what it looks at."""
-
-    def __init__(self) -> None:
-        self.frozen = 0
-
-    def freeze(self) -> None:
-        """Freeze what lives, where a large library has been imported since the last time."""
-        if len(sys.modules) > self.frozen + 300:
-            gc.collect()
-            gc.freeze()
-            self.frozen = len(sys.modules)
-
-
 _ray = PrivateRay()
-_imports = Imports()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Spare what has been imported from garbage collections: many tests make one, and torch and Ray are most of it."""
+    gc.collect()
+    gc.freeze()  # here, not later: what a test leaves behind must stay collectable
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    _imports.freeze()
     if item.path.parent != _ray.users:
         _ray.close()
 
