@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import tempfile
@@ -51,6 +52,13 @@ class PrivateRay:
 
 
 _ray = PrivateRay()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Spare what has been imported from garbage collections: many tests make one, and torch and Ray are most of it."""
+    gc.collect()
+    gc.freeze()  # here, not later: what a test leaves behind must stay collectable
 
 
 @pytest.hookimpl(tryfirst=True)

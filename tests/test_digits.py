@@ -18,9 +18,12 @@ def digits():
         yield importlib.import_module("digits")
 
 
-@pytest.mark.parametrize("runtime", ["inproc", "ray"])
-@pytest.mark.parametrize(("readers", "trainers"), [(4, 2), (3, 3), (2, 4)])
-def test_weights_are_those_of_one_process(digits, readers, trainers, runtime):
+@pytest.mark.parametrize(
+    ("readers", "trainers", "runtime"), [(4, 2, "inproc"), (3, 3, "inproc"), (2, 4, "inproc"), (3, 2, "ray")]
+)
+def test_weights_are_those_of_one_process(digits, readers, trainers, runtime, request):
+    if runtime == "ray":
+        request.getfixturevalue("ray_session")
     job = {"readers": readers, "trainers": trainers, "epochs": 3, "seed": 7}
     result = asyncio.run(digits.train(**job, runtime=runtime))
     expected = digits.reference(**job)

@@ -1,12 +1,18 @@
 """The backend "shm" passes the conformance suite, on the event loop that Ray's actors have."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import pytest
 import uvloop
+from case_choice import cases_of, module_of
 
-from collective.testing import Case, conformance_cases
+if TYPE_CHECKING:
+    from collective.testing import Case
 
 
-@pytest.mark.parametrize("case", conformance_cases("shm"), ids=str)
+@pytest.mark.parametrize("case", cases_of("shm"), ids=str)
 def test_conformance(case: Case) -> None:
     case.run(uvloop.run)
 
@@ -14,8 +20,8 @@ def test_conformance(case: Case) -> None:
 # Sends and receives go another way where links share memory.
 OVER_LINKS = [
     case
-    for case in conformance_cases("shm", (2, 3), link="shm")
-    if case.check.body.__module__.endswith(("_point_to_point", "_aliasing", "_loss", "_breaking"))
+    for case in cases_of("shm", (2, 3), link="shm")
+    if module_of(case) in ("_point_to_point", "_aliasing", "_loss", "_breaking")
 ]
 
 

@@ -1,21 +1,22 @@
 """The backend "two-level" passes the conformance suite, on hosts that are pretended."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import pytest
 import uvloop
+from case_choice import cases_of, module_of
 
-from collective.testing import Case, conformance_cases
+if TYPE_CHECKING:
+    from collective.testing import Case
 
-# Kinds of array are the same above every data plane, and tried on the others; so is what moves no data. Sends go over
-# links on all of them, and the table of reductions is tried on planes of four by test_two_level.py.
-CASES = [
-    case
-    for case in conformance_cases("two-level", (3,), hosts=("a", "b", "a"))
-    if case.mix == "numpy" and not case.check.body.__module__.endswith("_point_to_point")
-]
+# Kinds of array are tried on the other data planes, and the table of reductions on planes of four by test_two_level.py.
+CASES = [case for case in cases_of("two-level", (3,), hosts=("a", "b", "a")) if case.mix == "numpy"]
 CASES += [
     case
-    for case in conformance_cases("two-level", (4,), hosts=("a", "a", "b", "b"))
-    if case.mix == "numpy" and case.check.body.__module__.endswith(("_moving", "_loss"))
+    for case in cases_of("two-level", (4,), hosts=("a", "a", "b", "b"))
+    if case.mix == "numpy" and module_of(case) in ("_moving", "_loss")
 ]
 
 

@@ -256,7 +256,7 @@ def test_no_wake_up_is_lost(tmp_path: Any, size: int, inline: int) -> None:
         plane._driver._loop_spin = plane._driver._worker_spin = _shm_driver._Spin(0.0)
         _shm_driver.INLINE = {inline}
         out = np.empty(1)
-        for turn in range(10_000):
+        for turn in range(5_000):
             for _ in range(rank * turn % 7):
                 pass
             await plane.allreduce(np.full(1, turn + rank), out, ReduceOp.SUM)

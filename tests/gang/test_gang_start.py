@@ -210,10 +210,11 @@ def test_a_gang_that_can_never_fit(ray_session):
 
 def test_a_gang_that_does_not_fit_now_waits_its_time(ray_session):
     async def main():
-        async with Gang(Role("first", Fine, 6), name="first"):
+        most = Resources(cpu=6)
+        async with Gang(Role("first", Fine, resources=most), name="first"):
             watch = Stopwatch()
             with pytest.raises(GangTimeout, match="first"):
-                await start("ray", Role("second", Fine, 6), start_timeout=1.0)
+                await start("ray", Role("second", Fine, resources=most), start_timeout=1.0)
             assert 1.0 <= float(watch) < 5.0
 
     run(main())

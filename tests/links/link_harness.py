@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvloop
 
-from collective.abc import WINDOW, Channel, Endpoint, Link
+from collective.abc import WINDOW, Channel, Endpoint, Link, Message
 from collective.links import open_endpoint
 from collective.types import Credential
 
@@ -77,6 +77,24 @@ async def pair(kind: str) -> AsyncIterator[Pair]:
         link = await here.connect(there.address, KEY)
         assert link.kind == kind
         yield Pair(here, there, link)
+
+
+async def talk(link: Link, there: Endpoint, port: str = "port") -> None:
+    """Open a channel and send a message each way."""
+    one, other = await channel_between(link, there, port)
+    one.send_nowait(b"ping")
+    assert (await other.receive()).header == b"ping"
+    other.send_nowait(b"pong")
+    assert (await one.receive()).header == b"pong"
+    one.close()
+
+
+async def pass_on(one: Channel, other: Channel, *buffers: bytes | memoryview | bytearray) -> Message:
+    """Send a message and receive it."""
+    sending = asyncio.create_task(one.send(b"header", buffers))
+    message = await other.receive()
+    await sending
+    return message
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -10,7 +10,6 @@ import os
 import random
 import select
 import signal
-import socket
 import threading
 import time
 from functools import partial
@@ -19,13 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from link_harness import KEY, Pair, channel_between, endpoint, pair, run, turns, until
+from link_harness import KEY, Pair, channel_between, endpoint, pair, pass_on, run, turns, until
 from test_links_processes import peer
-from test_links_shm import carrier
 
 from collective._links import arena as arenas
-from collective._links import lending, mapping, ring
-from collective._links import wire as w
+from collective._links import lending, ring
 from collective._links.segments import Segment
 from collective.abc import LARGE
 from collective.errors import LinkBroken
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from collective._links.arena import Arena
-    from collective.abc import Channel, Message
+    from collective.abc import Message
 
 pytestmark = pytest.mark.skipif(not ring.usable(), reason="rings need the store order of x86")
 
@@ -47,14 +44,6 @@ MIB = 1 << 20
 def own_arena(small_arena: Callable[[int], Arena]) -> None:
     """Give each test an arena of its own: what it counts there is then its own."""
     small_arena(1 << 30)
-
-
-async def pass_on(one: Channel, other: Channel, *buffers: bytes | memoryview | bytearray) -> Message:
-    """Send a message and receive it."""
-    sending = asyncio.create_task(one.send(b"header", buffers))
-    message = await other.receive()
-    await sending
-    return message
 
 
 async def all_given_back() -> None:
@@ -412,83 +401,6 @@ def test_between_hosts_everything_is_copied() -> None:
             assert bytes(block.memory) == b"b" * MIB
 
     run(main)
-
-
-# A peer that has proved itself, and then shares nonsense.
-
-
-def reference(*, segment: int = 0, number: int = 9, offset: int = 0, size: int = MIB) -> bytes:
-    body = w.REFERENCE.pack(0, segment, number, offset, size)
-    return w.frame_head(w.LEND, 2, count=1, body=len(body)) + body
-
-
-FRAMES = {
-    "a segment that was not shown": reference(segment=77),
-    "beyond the end": reference(offset=64 * MIB),
-    "far beyond the end": reference(offset=(1 << 64) - 1),
-    "of another size": reference(size=5),
-    "under a number that is in use": reference(number=1),
-    "for a second buffer": reference().replace(w.REFERENCE.pack(0, 0, 9, 0, MIB), w.REFERENCE.pack(1, 0, 9, 0, MIB)),
-}
-
-
-@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES.keys())
-def test_a_wrong_reference_ends_its_link_and_nothing_else(frame: bytes, small_arena: Callable[[int], Arena]) -> None:
-    small_arena(64 * MIB)
-    size = w.encode_sizes([bytes(MIB)])
-    start, _ = w.encode_start(2, MIB + 8, b"", size)
-    run(lambda: end_of_a_link(lambda both: both.link.urge(start + frame)))  # type: ignore[attr-defined]
-
-
-RETURNS = {"what was not lent": w.encode_release([5]), "a segment unknown": w.frame_head(w.FORGET, 0, count=7)}
-
-
-@pytest.mark.parametrize("frame", RETURNS.values(), ids=RETURNS.keys())
-def test_giving_back_what_is_not_there_ends_the_link_and_nothing_else(frame: bytes) -> None:
-    run(lambda: end_of_a_link(lambda both: both.link.urge(frame)))  # type: ignore[attr-defined]
-
-
-def descriptor(what: str) -> list[int]:
-    if what == "no descriptor":
-        return []
-    if what == "no memory file":
-        return [os.open("/dev/zero", os.O_RDONLY)]
-    made = os.memfd_create("gangline-test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(made, MIB if what != "another size" else MIB + 1)
-    if what != "not sealed":
-        mapping.forbid_writing(mapping.MemoryFile(os.dup(made), MIB))
-    return [made]
-
-
-@pytest.mark.parametrize("what", ["no descriptor", "no memory file", "another size", "not sealed", "a number twice"])
-def test_a_wrong_descriptor_ends_its_link_and_nothing_else(what: str) -> None:
-    def show(both: Pair) -> None:
-        number = 0 if what == "a number twice" else 5
-        made = descriptor(what)
-        socket.send_fds(carrier(both)._sock, [w.SHOWN.pack(number, MIB)], made)
-        for each in made:
-            os.close(each)
-
-    run(lambda: end_of_a_link(show))
-
-
-async def end_of_a_link(spoil: Callable[[Pair], None]) -> None:
-    """Have one end of a link say what it must not; the other end shall break that link and no other."""
-    async with pair("shm") as both, await endpoint("shm") as third:
-        ends = await both.channel()
-        held = (await pass_on(*ends, b"h" * MIB)).buffers[0]
-        beside = await channel_between(await third.connect(both.there.address, KEY), both.there, "beside")
-        far = await both.there.connect(both.here.address, KEY)
-        descriptors = len(os.listdir("/proc/self/fd"))
-        receiving = asyncio.create_task(ends[1].receive())
-        await turns()
-        spoil(both)
-        with pytest.raises(LinkBroken, match="does not speak this protocol"):
-            await receiving
-        assert far.closed
-        assert len(os.listdir("/proc/self/fd")) < descriptors
-        assert bytes(held) == b"h" * MIB
-        assert bytes((await pass_on(*beside, b"x" * MIB)).buffers[0]) == b"x" * MIB
 
 
 def test_extents_never_overlap_and_all_are_found_again() -> None:

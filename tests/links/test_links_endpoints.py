@@ -1,9 +1,8 @@
-"""Endpoints: who finds whom, one link between two, and who may open what."""
+"""Endpoints: who finds whom, and one link between two."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import stat
 import threading
@@ -12,26 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from link_harness import KEY, channel_between, endpoint, pair, run, turns, until
+from link_harness import KEY, channel_between, endpoint, run, talk, turns, until
 
-from collective._links.ports import MOST_WAITING
 from collective.errors import HandshakeError, LinkBroken, LinkClosed, LinkError, PortRefused
-from collective.links import default_host, loop_endpoint, open_endpoint
+from collective.links import default_host, open_endpoint
 from collective.types import Address, Credential
 
 if TYPE_CHECKING:
-    from collective.abc import Channel, Endpoint, Link
+    from collective.abc import Endpoint, Link
 
 OTHER = Credential("other", b"o" * 32)
-
-
-async def talk(link: Link, there: Endpoint, port: str = "port") -> None:
-    one, other = await channel_between(link, there, port)
-    one.send_nowait(b"ping")
-    assert (await other.receive()).header == b"ping"
-    other.send_nowait(b"pong")
-    assert (await one.receive()).header == b"pong"
-    one.close()
 
 
 # Reaching each other.
@@ -301,195 +290,6 @@ def test_closing_an_endpoint_ends_its_dials(kind: str, closer: str) -> None:
                 await until(lambda link=link: link.closed)
 
     run(main)
-
-
-# Rights and ports.
-
-
-def test_a_credential_opens_the_ports_that_it_was_granted(kind: str) -> None:
-    async def main() -> None:
-        async with await open_endpoint(kinds=(kind,)) as there, await open_endpoint(kinds=()) as here:
-            with pytest.raises(TypeError, match="one string"):
-                there.grant(KEY, "calls")
-            there.grant(KEY, ["calls", "group:"])
-            link = await here.connect(there.address, KEY)
-            served: list[str] = []
-            for port in ("calls", "group:dp", "group", "secret", ""):
-                there.serve(port, lambda channel: served.append(channel.port))
-            for port in ("calls", "group:dp"):
-                link.open(port)
-            for port in ("group", "secret", ""):
-                with pytest.raises(PortRefused, match=f"port '{port}' is not granted to credential 'gang'"):
-                    await link.open(port).receive()
-            assert served == ["calls", "group:dp"]
-            there.grant(KEY, ["secret"])  # Replaces the grant, also for links that are open.
-            with pytest.raises(PortRefused):
-                await link.open("calls").receive()
-            link.open("secret")
-            await until(lambda: served[-1] == "secret")
-
-    run(main)
-
-
-def test_a_refused_channel_ends_for_all_that_use_it(kind: str) -> None:
-    async def main() -> None:
-        async with pair(kind) as both:
-            both.there.grant(KEY, ["nothing"])
-            channel = both.link.open("port", b"payload")
-            channel.send_nowait(b"")
-            sending = asyncio.create_task(channel.send(b"", [bytes(1 << 22)]))
-            ends: list[Exception] = []
-            channel.subscribe(lambda _: None, ends.append)
-            with pytest.raises(PortRefused):
-                await sending
-            await until(lambda: len(ends) == 1)
-            assert isinstance(ends[0], PortRefused)
-            with pytest.raises(PortRefused):
-                channel.send_nowait(b"")
-            channel.post(b"")
-            assert both.link.statistics().channels == 0
-
-    run(main)
-
-
-def test_channels_wait_for_their_port(kind: str) -> None:
-    async def main() -> None:
-        async with pair(kind) as both:
-            early = [both.link.open("late", b"%d" % i) for i in range(3)]
-            for i, channel in enumerate(early):
-                channel.send_nowait(b"first %d" % i)
-            early[1].close()
-            await turns()
-            served: list[Channel] = []
-            both.there.serve("late", served.append)
-            await until(lambda: len(served) == 3)
-            assert [channel.payload for channel in served] == [b"0", b"1", b"2"]
-            for i, channel in enumerate(served):
-                assert (await channel.receive()).header == b"first %d" % i
-
-    run(main)
-
-
-def test_the_number_of_channels_that_wait_is_bounded(kind: str) -> None:
-    async def main() -> None:
-        async with pair(kind) as both:
-            waiting = [both.link.open(f"late-{i % 7}") for i in range(MOST_WAITING)]
-            with pytest.raises(PortRefused, match="not served yet"):
-                await both.link.open("one-more").receive()
-            both.there.serve("late-0", lambda channel: channel.send_nowait(b"here"))
-            assert (await waiting[0].receive()).header == b"here"
-            more = both.link.open("one-more")
-            more.send_nowait(b"x")
-            arrived: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
-            both.there.serve("one-more", arrived.set_result)
-            assert (await (await arrived).receive()).header == b"x"
-            await both.link.aclose()
-            again = await both.here.connect(both.there.address, KEY)
-            for i in range(MOST_WAITING):
-                again.open(f"late-{i % 7 + 1}")
-            with pytest.raises(PortRefused):
-                await again.open("yet-another").receive()
-
-    run(main)
-
-
-def test_a_port_that_is_no_longer_served_refuses(kind: str) -> None:
-    async def main() -> None:
-        async with pair(kind) as both:
-            one, other = await both.channel()
-            waiting = both.link.open("never")
-            waiting.send_nowait(b"")
-            await turns()
-            both.there.unserve("port-1")
-            both.there.unserve("never")
-            for channel in (waiting, both.link.open("never"), both.link.open("port-1")):
-                with pytest.raises(PortRefused, match="no longer served"):
-                    await channel.receive()
-            one.send_nowait(b"open channels stay open")
-            assert (await other.receive()).header == b"open channels stay open"
-
-    run(main)
-
-
-def test_a_port_whose_callback_fails_is_reported_and_its_channel_closed(kind: str) -> None:
-    async def main() -> None:
-        complaints: list[dict[str, object]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        async with pair(kind) as both:
-
-            def fail(channel: Channel) -> None:
-                raise KeyError("mine")
-
-            both.there.serve("port", fail)
-            with pytest.raises(LinkBroken):
-                await both.link.open("port").receive()
-            assert str(complaints[0]["exception"]) == "'mine'"
-
-    run(main)
-
-
-# The loop's own endpoint.
-
-
-def test_a_loop_has_one_endpoint_that_closes_with_it(loop: str) -> None:
-    seen: list[Endpoint] = []
-
-    async def main() -> None:
-        async with await endpoint("unix") as there:
-            assert loop_endpoint() is loop_endpoint()
-            assert await asyncio.create_task(asyncio.sleep(0, loop_endpoint())) is loop_endpoint()
-            link = await loop_endpoint().connect(there.address, KEY)
-            await talk(link, there)
-            seen.append(loop_endpoint())
-
-    for _ in range(5):
-        run(main, loop=loop)
-        assert not seen[-1]._all  # type: ignore[attr-defined]
-        gc.collect()  # A socket that was left open would warn here, and warnings are errors.
-    assert len(set(map(id, seen))) == 5
-    with pytest.raises(RuntimeError, match="no running event loop"):
-        loop_endpoint()
-
-
-def test_threads_have_loops_and_endpoints_of_their_own() -> None:
-    async def main() -> None:
-        async with await open_endpoint(kinds=("unix", "tcp")) as there:
-            there.grant(KEY)
-
-            async def dial() -> str:
-                link = await loop_endpoint().connect(there.address, KEY)
-                assert (await link.open("hello").receive()).header == b"hello"
-                return loop_endpoint().address.endpoint
-
-            there.serve("hello", lambda channel: channel.send_nowait(b"hello"))
-            names = await asyncio.gather(*(asyncio.to_thread(lambda: asyncio.run(dial())) for _ in range(8)))
-            assert len(set(names)) == 8
-            await until(lambda: not there._all)  # type: ignore[attr-defined]
-
-    run(main)
-
-
-def test_a_loop_that_was_just_closed_leaves_nothing_open() -> None:
-    def without_shutdown() -> Endpoint:
-        loop = asyncio.new_event_loop()
-
-        async def main() -> Endpoint:
-            there = await endpoint("tcp")
-            await loop_endpoint().connect(there.address, KEY)
-            there.abort()
-            return loop_endpoint()
-
-        ended = loop.run_until_complete(main())
-        loop.close()
-        return ended
-
-    async def main() -> None:
-        loop_endpoint()
-        assert not ended._all  # type: ignore[attr-defined]
-
-    ended = without_shutdown()
-    run(main)
-    gc.collect()
 
 
 def test_the_host_can_be_pretended(monkeypatch: pytest.MonkeyPatch) -> None:

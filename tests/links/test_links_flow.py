@@ -85,7 +85,7 @@ def test_a_message_beyond_the_window_waits_for_a_receiver_in_bounded_memory(kind
     async def main() -> None:
         async with pair(kind) as both:
             one, other = await both.channel()
-            data = np.ones(256 * MIB, np.uint8)
+            data = np.ones(64 * MIB, np.uint8)
             process = psutil.Process()
             before = process.memory_info().rss
             sending = [asyncio.create_task(one.send(b"%d" % i, [data.data])) for i in range(3)]
