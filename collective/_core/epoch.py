@@ -45,6 +45,7 @@ class Epoch:
         tcp = engine.endpoint.address.tcp
         self.mailbox = Mailbox(
             engine.rank,
+            me=f"{engine.me} of group {engine.name!r}",
             epoch=number,
             fabric=engine.fabric,
             tell=lambda rank, message, buffers: post(rank, ("mail", number, message), buffers),

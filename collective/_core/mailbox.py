@@ -23,7 +23,7 @@ from collective._core.operands import Spec, as_bytes, copies, describe, flat
 from collective._links.arena import arena
 from collective._links.borrowing import private
 from collective.abc import LARGE
-from collective.errors import CollectiveError
+from collective.errors import BackendError, CollectiveError
 from collective.work import Work
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class _Arrival:
     """On which its sender counts it, until a recv has taken it."""
     taker: _Recv | None = None
     """The recv that has matched it."""
+    failure: str = ""
+    """Why its bytes will not come, as its sender says."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +88,7 @@ class _Offer:
 class Mailbox:
     """One member's sends and receives.
 
+    :param me: how errors name this member.
     :param tell: post a message to another rank's mailbox of the same epoch.
     :param open_data: open a channel for an offered message's bytes.
     :param spawn: run a coroutine that ends with the epoch.
@@ -97,6 +100,7 @@ class Mailbox:
         self,
         rank: int,
         *,
+        me: str,
         epoch: int,
         fabric: Fabric,
         tell: Callable[[int, tuple[Any, ...], Sequence[Any]], None],
@@ -105,6 +109,7 @@ class Mailbox:
         on_cut_off: Callable[[int], None],
     ) -> None:
         self._rank = rank
+        self._me = me
         self._epoch = epoch
         self._fabric = fabric
         self._tell = tell
@@ -172,6 +177,10 @@ class Mailbox:
             if arrival is not None:
                 arrival.coming, arrival.shared = np.frombuffer(buffers[0], np.uint8), buffers[0]
                 self._land(arrival)
+        elif kind == "failed":
+            arrival = self._matched.pop((src, message[1]), None)
+            if arrival is not None:
+                self._refuse(arrival, message[2])
         elif kind == "offer":
             _, tag, spec, ticket = message
             self._arrive(_Arrival(src, tag, Spec(*spec), ticket=ticket))
@@ -236,9 +245,13 @@ class Mailbox:
             return False
         if not self._lent.spend(dst, spec.nbytes):
             return False
-        memory = self._copy_to_share(tensor, spec)
+        memory = None
+        try:
+            memory = self._copy_to_share(tensor, spec)
+        finally:
+            if memory is None:
+                self._lent.regain(dst, spec.nbytes)
         if memory is None:
-            self._lent.regain(dst, spec.nbytes)
             return False
         self._fabric.lend(dst, ("mail", self._epoch, message), memory)
         return True
@@ -274,6 +287,8 @@ class Mailbox:
             arrival.taker, recv.arrival = recv, arrival
             if arrival.ticket is not None:
                 self._pull(arrival)
+            elif arrival.failure:
+                recv.work._fail(BackendError(f"{recv.work.description}: {arrival.failure}"))
             elif arrival.data is not None:
                 self._land(arrival)
             # else it was pulled for a recv that was given up, and is on its way
@@ -299,26 +314,36 @@ class Mailbox:
         def copy() -> None:
             arrival.coming[...] = as_bytes(flat(offer.tensor))
 
-        if offer.spec.nbytes > LONG:
-            await offload(copy)
+        try:
+            if offer.spec.nbytes > LONG:
+                await offload(copy)
+            else:
+                copy()
+        except Exception as error:  # a device's
+            self._refuse(arrival, self._fail_send(offer, error))
         else:
-            copy()
-        offer.work._succeed(None)
-        self._land(arrival)
+            offer.work._succeed(None)
+            self._land(arrival)
 
     async def _transfer(self, ticket: int, offer: _Offer) -> None:
         """Send an offered message's bytes to the member that pulled it."""
         try:
-            if self._fabric.shares_memory(offer.dst):
-                memory = await offload(lambda: self._copy_to_share(offer.tensor, offer.spec))
-                if memory is not None:
-                    self._fabric.lend(offer.dst, ("mail", self._epoch, ("given", ticket)), memory)
-                    offer.work._succeed(None)
-                    return
-            if copies(offer.tensor, offer.spec) > LONG:
-                data = await offload(lambda: flat(offer.tensor))
-            else:
-                data = flat(offer.tensor)
+            await self._move(ticket, offer)
+        except Exception as error:  # a device's, or no memory: this message alone cannot be sent
+            self._tell(offer.dst, ("failed", ticket, self._fail_send(offer, error)), [])
+
+    async def _move(self, ticket: int, offer: _Offer) -> None:
+        if self._fabric.shares_memory(offer.dst):
+            memory = await offload(lambda: self._copy_to_share(offer.tensor, offer.spec))
+            if memory is not None:
+                self._fabric.lend(offer.dst, ("mail", self._epoch, ("given", ticket)), memory)
+                offer.work._succeed(None)
+                return
+        if copies(offer.tensor, offer.spec) > LONG:
+            data = await offload(lambda: flat(offer.tensor))
+        else:
+            data = flat(offer.tensor)
+        try:
             channel = await self._fabric.open_data(offer.dst, (self._epoch, "mail", ticket))
         except CollectiveError as error:
             self._on_failure(offer.dst, error)
@@ -331,6 +356,19 @@ class Mailbox:
             offer.work._succeed(None)
         finally:
             self._fabric.forget(channel)
+
+    def _fail_send(self, offer: _Offer, error: Exception) -> str:
+        """End a send by its own error; return what its receiver is told."""
+        offer.work._fail(error)
+        return f"{offer.work.description} on {self._me} failed: {type(error).__name__}: {error}"
+
+    def _refuse(self, arrival: _Arrival, failure: str) -> None:
+        """Fail the recv of a message whose bytes will not come; the next recv where that one was given up."""
+        arrival.failure = failure
+        if arrival.taker is None:
+            self._pair(arrival.src, arrival.tag)
+        else:
+            arrival.taker.work._fail(BackendError(f"{arrival.taker.work.description}: {failure}"))
 
     def _end_transfer(self, rank: int) -> None:
         """Take note that bytes to or from a member will not come through.
