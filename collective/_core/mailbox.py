@@ -364,7 +364,7 @@ class Mailbox:
 
     def _refuse(self, arrival: _Arrival, failure: str) -> None:
         """Fail the recv of a message whose bytes will not come; the next recv where that one was given up."""
-        arrival.failure = failure
+        arrival.failure, arrival.coming = failure, _NOTHING
         if arrival.taker is None:
             self._pair(arrival.src, arrival.tag)
         else:
@@ -397,6 +397,7 @@ class Mailbox:
 
     def _delivered(self, arrival: _Arrival, recv: _Recv, delivered: asyncio.Future[Any]) -> None:
         self._count_taken(arrival)
+        arrival.taker = None  # which holds it: no cycle shall keep a sender's memory
         error = delivered.exception()
         if error is None:
             recv.work._succeed(delivered.result())

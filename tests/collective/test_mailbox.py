@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 
 from collective import BackendError, GroupBroken, PeerLost
 from collective._core import mailbox
+from collective._links.arena import arena
 from collective.testing import world
 from collective.testing._world import outcome, outcomes, turns, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+
+    from collective.work import Work
 
 LARGE = np.ones(8 << 20)
 """An array that takes many turns of the loop to move."""
@@ -87,6 +91,37 @@ def test_an_error_of_a_send_reaches_both_ends(link: str, dst: int, monkeypatch: 
             await sent
 
     asyncio.run(main())
+
+
+def test_what_a_recv_gave_its_caller_is_kept_no_longer_and_given_to_nobody_else() -> None:
+    async def main() -> None:
+        async with world("shm", 2, link="shm") as opened, asyncio.timeout(20):
+            sender, receiver = opened.groups
+            before = arena().statistics().used
+            received = receiver.recv(0, out=np.empty(1 << 18))
+            await sender.send(np.ones(1 << 18), 1)
+            await received
+            await until(lambda: arena().statistics().used == before)  # though the Work is still there
+
+            again = asyncio.ensure_future(_await_in_a_long_turn(received))
+            await turns(1)
+            again.cancel()
+            await asyncio.wait([again])
+            assert again.cancelled()
+            following = receiver.recv(0)
+            await turns()
+            assert not following.done()
+            assert received.result() is await received
+            await sender.send(np.zeros(1), 1)
+            await following
+
+    asyncio.run(main())
+
+
+async def _await_in_a_long_turn(work: Work[Any]) -> None:
+    await work
+    time.sleep(2e-3)  # noqa: ASYNC251 (the next await lets the others have a turn)
+    await work
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:
