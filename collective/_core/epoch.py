@@ -39,7 +39,7 @@ class Epoch:
         """Set where the epoch is broken from a place on, and what comes before it still completes."""
         self._held: list[tuple[int, Record, Any, bytes | None]] | None = []
         """What was announced before the epoch began; None from then on."""
-        self._on_drained = partial(engine.on_drained, self)
+        self._on_drained = partial(engine.faults.on_drained, self)
         self._fabric = engine.fabric
         post = engine.fabric.post
         tcp = engine.endpoint.address.tcp
@@ -50,15 +50,15 @@ class Epoch:
             fabric=engine.fabric,
             tell=lambda rank, message, buffers: post(rank, ("mail", number, message), buffers),
             spawn=self.spawn,
-            on_failure=partial(engine.on_transfer_failed, self),
-            on_cut_off=partial(engine.on_transfer_ended, self),
+            on_failure=partial(engine.faults.on_transfer_failed, self),
+            on_cut_off=partial(engine.faults.on_transfer_ended, self),
         )
         self.flows = Flows(
             number,
             fabric=engine.fabric,
             tell=lambda rank, message, buffers: post(rank, ("flow", number, *message), buffers),
             spawn=self.spawn,
-            on_failure=partial(engine.on_transfer_failed, self),
+            on_failure=partial(engine.faults.on_transfer_failed, self),
         )
         self.streams = Streams(
             lambda rank, key, message: post(rank, ("stream", number, key, message)),
@@ -84,7 +84,7 @@ class Epoch:
             self.plane,
             on_issued=self.agreement.issued if isinstance(self.agreement, Cards) else None,
             on_done=self.forget,
-            on_failure=partial(engine.on_library_failed, self),
+            on_failure=partial(engine.faults.on_library_failed, self),
         )
 
     def _make_agreement(self, engine: Engine) -> Agreement | Cards:
@@ -93,7 +93,7 @@ class Epoch:
 
         def fail(place: int, error: BaseException) -> None:
             if place in self.pending:
-                engine.on_library_failed(self, self.pending[place], error)
+                engine.faults.on_library_failed(self, self.pending[place], error)
 
         on_agreed = partial(engine.on_agreed, self)
         by_messages = Agreement(
@@ -102,7 +102,7 @@ class Epoch:
             loop=engine.loop,
             post=post,
             on_agreed=on_agreed,
-            on_mismatch=partial(engine.on_mismatch, self),
+            on_mismatch=partial(engine.faults.on_mismatch, self),
         )
         if not isinstance(self.plane, AnnouncingPlane) or engine.size == 1:
             return by_messages

@@ -222,7 +222,7 @@ class Producer:
         try:
             channel = await seat.engine.fabric.open_data(outlet.rank, (seat.epoch.number, "stream", seat.key))
         except CollectiveError as error:
-            seat.engine.on_transfer_failed(seat.epoch, outlet.rank, error)
+            seat.engine.faults.on_transfer_failed(seat.epoch, outlet.rank, error)
             return
         outlet.connect(channel)
         if outlet.ended:
