@@ -13,7 +13,7 @@ import signal
 import socket
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from test_links_processes import peer
 from test_links_shm import carrier
 
 from collective._links import arena as arenas
-from collective._links import mapping, ring
+from collective._links import borrowing, lending, mapping, ring
 from collective._links import wire as w
 from collective._links.segments import Segment
 from collective.abc import LARGE
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from collective._links.arena import Arena
+    from collective._links.mux import Mux
     from collective.abc import Channel, Message
 
 pytestmark = pytest.mark.skipif(not ring.usable(), reason="rings need the store order of x86")
@@ -328,6 +329,35 @@ def mapped() -> int:
     with open("/proc/self/maps") as maps:
         return sum("memfd:gangline-arena" in line for line in maps)
 
+def test_segments_come_and_go_at_the_limit(
+    small_arena: Callable[[int], Arena], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A descriptor may come before the word that another segment has gone, and is none too many then."""
+    for module in (lending, borrowing):
+        monkeypatch.setattr(module, "MOST_SEGMENTS", 1)
+    monkeypatch.setattr(arenas, "_WARM", 0)
+    arena = small_arena(64 * MIB)
+
+    async def main() -> None:
+        async with pair("shm") as both:
+            ends = await both.channel()
+            far = cast("Mux", await both.there.connect(both.here.address, KEY))
+            held: list[int] = []
+            for _ in range(2):
+                view = (await pass_on(*ends, b"a" * MIB)).buffers[0]
+                assert both.link.statistics().bytes_lent == MIB
+                with monkeypatch.context() as patch:
+                    patch.setattr(far, "on_forget", held.append)
+                    del view
+                    await until(lambda: bool(held) and not arena.statistics().segments)
+                    copied = (await pass_on(*ends, b"b" * MIB)).buffers[0]
+                    assert both.link.statistics().bytes_lent == 0
+                    assert bytes(copied) == b"b" * MIB
+                far.on_forget(held.pop())
+                await turns()
+
+    run(main)
+
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Of threads that other tests have left.
 def test_a_forked_child_has_copies_of_what_is_held() -> None:
@@ -398,7 +428,11 @@ def test_a_wrong_reference_ends_its_link_and_nothing_else(frame: bytes, small_ar
     run(lambda: end_of_a_link(lambda both: both.link.urge(start + frame)))  # type: ignore[attr-defined]
 
 
-RETURNS = {"what was not lent": w.encode_release([5]), "a segment unknown": w.frame_head(w.FORGET, 0, count=7)}
+RETURNS = {
+    "what was not lent": w.encode_release([5]),
+    "a segment unknown": w.frame_head(w.FORGET, 0, count=7),
+    "one that is still shown": w.frame_head(w.FORGOT, 0, count=0),
+}
 
 
 @pytest.mark.parametrize("frame", RETURNS.values(), ids=RETURNS.keys())
