@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from collective import scopes, tensors
@@ -15,7 +16,7 @@ from collective._core.epoch import Epoch
 from collective._core.fabric import Fabric
 from collective._core.faults import LEFT, Faults
 from collective._core.hearing import Hearing
-from collective._core.operations import Disagreement, Operation
+from collective._core.operations import BriefOperation, Disagreement, Operation
 from collective._core.pipeline import Pending
 from collective._core.resets import Resets
 from collective.errors import GroupClosed, LinkBroken
@@ -185,7 +186,9 @@ class Engine:
         epoch.pending[place] = pending
         for rank in list(self.faults.left):
             self.faults.fail_left(epoch, rank)
-        epoch.announce(place, record, operation.meta, operation.brief() if epoch.shows_briefs else None)
+        shows = epoch.agreement.shows_briefs
+        brief = operation.brief() if shows and isinstance(operation, BriefOperation) else None
+        epoch.announce(place, record, operation.meta, brief)
         if not work.done():
             scopes.note(work, self)
             if not pending.agreed:
@@ -198,16 +201,17 @@ class Engine:
         if pending is None:
             return
         pending.agreed = True
+        operation = pending.operation
         if pending.timer is not None:
             pending.timer.cancel()
         try:
-            pending.operation.agree(metas)
+            operation.agree(metas)
         except Disagreement as error:
-            what = pending.operation.describe()
+            what = operation.describe()
             self.faults.on_mismatch(epoch, place, [([rank], f"{what}: {said}") for rank, said in enumerate(error.said)])
             return
-        if briefs is not None and pending.operation.is_settled_by(briefs):
-            epoch.pipeline.settle(pending, briefs)
+        if briefs is not None and isinstance(operation, BriefOperation) and operation.is_settled_by(briefs):
+            epoch.pipeline.settle(pending, partial(operation.settle, briefs))
         else:
             epoch.pipeline.add(pending)
 

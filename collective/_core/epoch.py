@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
 
-    from collective._core.agreement import Calls, Record
+    from collective._core.agreement import Announcing, Calls, Record
     from collective._core.engine import Engine
     from collective._core.pipeline import Pending
 
@@ -79,15 +79,14 @@ class Epoch:
             ),
         )
         self.agreement = self._make_agreement(engine)
-        self.shows_briefs = isinstance(self.agreement, Cards)
         self.pipeline = Pipeline(
             self.plane,
-            on_issued=self.agreement.issued if isinstance(self.agreement, Cards) else None,
+            on_issued=self.agreement.issued,
             on_done=self.forget,
             on_failure=partial(engine.faults.on_library_failed, self),
         )
 
-    def _make_agreement(self, engine: Engine) -> Agreement | Cards:
+    def _make_agreement(self, engine: Engine) -> Announcing:
         def post(rank: int, message: tuple[Any, ...]) -> None:
             engine.fabric.post(rank, ("agree", self.number, message))
 
@@ -135,10 +134,8 @@ class Epoch:
         """Say what this member called at a place, once the epoch has begun."""
         if self._held is not None:
             self._held.append((place, record, meta, brief))
-        elif isinstance(self.agreement, Cards):
-            self.agreement.announce(place, record, meta, brief)
         else:
-            self.agreement.announce(place, record, meta)
+            self.agreement.announce(place, record, meta, brief)
 
     def begin(self) -> None:
         """All members have opened it: go on with what was called in another task meanwhile."""
