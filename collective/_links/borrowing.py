@@ -13,7 +13,8 @@ import numpy as np
 
 from collective._links.arena import arena
 from collective._links.lending import MOST_SEGMENTS
-from collective._links.mapping import PAGE, Access, MemoryFile, Pages, is_sealed
+from collective._links.mapping import PAGE, Access, MemoryFile, Pages
+from collective._links.memfd import is_sealed
 from collective._links.wire import FORGOT, WireError, encode_release, frame_head
 
 if TYPE_CHECKING:
