@@ -231,7 +231,7 @@ class Mailbox:
         wanted = self._wanted.get(key)
         while arrived and wanted:
             recv, arrival = wanted.popleft(), arrived[0]
-            unfit = misfit(recv, arrival.spec)
+            unfit = misfit(recv, arrival.spec) or self._make_room(arrival)
             if unfit is not None:
                 recv.work._fail(unfit)  # the message stays for the next recv
                 continue
@@ -249,11 +249,20 @@ class Mailbox:
         if not wanted:
             self._wanted.pop(key, None)
 
+    @staticmethod
+    def _make_room(arrival: Arrival) -> MemoryError | None:
+        """Take memory for an offered message; return the error where there is none."""
+        if arrival.ticket is not None:
+            try:
+                # Of its own, also where the recv has an `out`: that is the caller's again as soon as it gives up.
+                arrival.coming = np.empty(arrival.spec.nbytes, np.uint8)
+            except MemoryError as error:
+                return error
+        return None
+
     def _pull(self, arrival: Arrival) -> None:
-        # Into memory of its own, also where the recv has an `out`: that is the caller's again as soon as it gives up.
         ticket, arrival.ticket = arrival.ticket, None
         assert ticket is not None
-        arrival.coming = np.empty(arrival.spec.nbytes, np.uint8)
         if arrival.src == self._rank:
             self._spawn(self._copy(self._offers.pop(ticket), arrival))
             return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from collective import BackendError, GroupBroken, PeerLost
+from collective import BackendError, GroupBroken, GroupClosed, PeerLost
 from collective._core import mailbox
 from collective._links.arena import arena
 from collective.testing import world
@@ -89,6 +89,21 @@ def test_an_error_of_a_send_reaches_both_ends(link: str, dst: int, monkeypatch: 
             sent, received = source.send(tensor, dst), target.recv(0)
             assert (await received).shape == tensor.shape
             await sent
+
+    asyncio.run(main())
+
+
+def test_a_recv_that_finds_no_memory_raises_that() -> None:
+    async def main() -> None:
+        async with world("shm", 2, link="unix") as opened, asyncio.timeout(20):
+            sender, receiver = opened.groups
+            early = receiver.recv(0)
+            sent = sender.send(np.broadcast_to(np.zeros(1), (1 << 50,)), 1)
+            for received in (early, receiver.recv(0)):
+                assert isinstance(await outcome(received), MemoryError)
+            assert not sent.done()
+            await sender.aclose()
+            assert isinstance(await outcome(sent), GroupClosed)
 
     asyncio.run(main())
 
