@@ -180,7 +180,7 @@ class Engine:
         record = operation.record(where)
         work: Work[Any] = Work(f"{record.what} at {where}")
         if epoch.refuses(place):
-            work._fail(self.faults.at(epoch, place))
+            work._fail(self.faults.error_at(epoch, place))
             return work
         pending = Pending(place, operation, work)
         epoch.pending[place] = pending

@@ -120,7 +120,7 @@ class Faults:
 
     # ------------------------------------------------------- from a place on
 
-    def at(self, epoch: Epoch, place: int) -> Exception:
+    def error_at(self, epoch: Epoch, place: int) -> Exception:
         """Return the error of a collective that was called at a place after the cut."""
         if place in epoch.mismatches:
             return CollectiveMismatch(self._engine.name, place, epoch.mismatches[place])
