@@ -297,7 +297,7 @@ class Group:
                 return
             subgroup = engine.subgroup(operation.ranks, operation.color, place)
             await subgroup.open()
-            engine.at_end_of_epoch(lambda why: subgroup.end_with_parent(engine.name, why))
+            engine.at_end_of_epoch(lambda why: subgroup.faults.end_with_parent(engine.name, why))
             work._succeed(Group(subgroup))
         except Exception as error:  # the Work's to raise
             work._fail(error)

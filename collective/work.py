@@ -52,7 +52,7 @@ class Work(Generic[T]):
                 raise
             finally:
                 self._waiters -= 1
-        return self._future.result()
+        return self.result()
 
     def done(self) -> bool:
         """Return whether the operation has ended, by a result, an error or a withdrawal."""
@@ -64,7 +64,9 @@ class Work(Generic[T]):
         Raises:
             asyncio.InvalidStateError: it is not done yet.
         """
-        return self._future.result()
+        result = self._future.result()
+        self._on_abandon = None  # the caller has it: nothing is left to withdraw, and nothing to keep for that
+        return result
 
     def exception(self) -> BaseException | None:
         """Return the operation's error, or None where it succeeded.
@@ -72,7 +74,9 @@ class Work(Generic[T]):
         Raises:
             asyncio.InvalidStateError: it is not done yet.
         """
-        return self._future.exception()
+        error = self._future.exception()
+        self._on_abandon = None
+        return error
 
     def add_done_callback(self, callback: Callable[[Work[T]], object]) -> None:
         """Call `callback(work)` on the loop once the operation has ended; soon, if it already has."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import ray
-import uvloop
 
 from actors import Actor, Gang, Role
-from benchmarks.cluster import join
 from benchmarks.side import time_async_row
+from benchmarks.sides.gangs import serve_gang
 from scheduling import Resources
 
 if TYPE_CHECKING:
@@ -43,36 +41,29 @@ class Caller(Actor):
 
 def main(turns: Turns) -> None:
     """Start the gang in a Ray that runs."""
-    uvloop.run(serve(turns))
+    serve_gang(turns, make, {"actor": actor, "driver": driver, "gather": gather, "array": array})
 
 
-async def serve(turns: Turns) -> None:
-    gang: Any = None
+def make() -> Gang:
+    resources = Resources(cpu=0.1)
+    return Gang(Role("caller", Caller, 1, resources=resources), Role("callee", Callee, FAR, resources=resources))
 
-    async def setup(address: str) -> None:
-        nonlocal gang
-        join(address)
-        resources = Resources(cpu=0.1)
-        roles = (Role("caller", Caller, 1, resources=resources), Role("callee", Callee, FAR, resources=resources))
-        gang = await Gang(*roles).__aenter__()
 
-    async def actor(count: int) -> list[float]:
-        samples: list[float] = await gang["caller"][0].echoes(gang["callee"][0], count)
-        return samples
+async def actor(gang: Gang, count: int) -> list[float]:
+    samples: list[float] = await gang["caller"][0].echoes(gang["callee"][0], count)
+    return samples
 
-    async def driver(count: int) -> list[float]:
-        callee = gang["callee"][0]
-        return await time_async_row(lambda: callee.echo(b"x"), count)
 
-    async def gather(count: int) -> list[float]:
-        callees = gang["callee"]
-        return await time_async_row(lambda: callees.echo(b"x"), count)
+async def driver(gang: Gang, count: int) -> list[float]:
+    callee = gang["callee"][0]
+    return await time_async_row(lambda: callee.echo(b"x"), count)
 
-    async def array(nbytes: int, count: int) -> list[float]:
-        samples: list[float] = await gang["caller"][0].sizes(gang["callee"][0], nbytes, count)
-        return samples
 
-    await turns.serve_async({"setup": setup, "actor": actor, "driver": driver, "gather": gather, "array": array})
-    if gang is not None:
-        await gang.aclose()
-    ray.shutdown()
+async def gather(gang: Gang, count: int) -> list[float]:
+    callees = gang["callee"]
+    return await time_async_row(lambda: callees.echo(b"x"), count)
+
+
+async def array(gang: Gang, nbytes: int, count: int) -> list[float]:
+    samples: list[float] = await gang["caller"][0].sizes(gang["callee"][0], nbytes, count)
+    return samples

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
-
-import ray
-import uvloop
+from typing import TYPE_CHECKING
 
 from actors import Gang, Role
-from benchmarks.cluster import join
+from benchmarks.sides.gangs import serve_gang
 from benchmarks.sides.idle_actor import Idle
 from collective import GroupSpec
 from scheduling import Resources
@@ -20,22 +17,13 @@ if TYPE_CHECKING:
 
 def main(turns: Turns) -> None:
     """Start the gang in a Ray that runs."""
-    uvloop.run(serve(turns))
+    serve_gang(turns, make, {"processes": processes})
 
 
-async def serve(turns: Turns) -> None:
-    gang: Any = None
+def make(actors: int) -> Gang:
+    role = Role("idle", Idle, actors, resources=Resources(cpu=0.1))
+    return Gang(role, groups=[GroupSpec("all", roles=("idle",))])
 
-    async def setup(address: str, actors: int) -> None:
-        nonlocal gang
-        join(address)
-        role = Role("idle", Idle, actors, resources=Resources(cpu=0.1))
-        gang = await Gang(role, groups=[GroupSpec("all", roles=("idle",))]).__aenter__()
 
-    async def processes() -> list[int]:
-        return [os.getpid(), *await gang["idle"].meet()]
-
-    await turns.serve_async({"setup": setup, "processes": processes})
-    if gang is not None:
-        await gang.aclose()
-    ray.shutdown()
+async def processes(gang: Gang) -> list[int]:
+    return [os.getpid(), *await gang["idle"].meet()]

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import ray
-import uvloop
 
-from actors import Actor, Gang, Role
-from benchmarks.cluster import join
-from benchmarks.side import warmth
-from collective import GroupSpec
-from scheduling import Resources
+from actors import Actor
+from benchmarks.sides.feeding import serve_feed
 
 if TYPE_CHECKING:
     from benchmarks.side import Turns
@@ -34,7 +28,7 @@ class Producer(Actor):
 class Consumer(Actor):
     """Takes its share of every producer in every round."""
 
-    async def eat(self, rounds: int) -> int:
+    async def eat(self, nbytes: int, rounds: int) -> int:
         feed = self.groups["feed"]
         producers = feed.ranks("producer")
         total = 0
@@ -46,39 +40,8 @@ class Consumer(Actor):
 
 def main(turns: Turns) -> None:
     """Start the gang in a Ray that runs."""
-    uvloop.run(serve(turns))
 
+    def expected(nbytes: int, producers: int, consumers: int) -> int:
+        return producers * (nbytes + consumers)
 
-async def serve(turns: Turns) -> None:
-    gang: Any = None
-
-    async def setup(address: str, producers: int, consumers: int) -> None:
-        nonlocal gang
-        join(address)
-        resources = Resources(cpu=0.1)
-        gang = await Gang(
-            Role("producer", Producer, producers, resources=resources),
-            Role("consumer", Consumer, consumers, resources=resources),
-            groups=[GroupSpec("feed", roles=("producer", "consumer"))],
-        ).__aenter__()
-
-    async def run(nbytes: int, rounds: int) -> float:
-        start = time.perf_counter()
-        _, totals = await asyncio.gather(gang["producer"].feed(nbytes, rounds), gang["consumer"].eat(rounds))
-        took = time.perf_counter() - start
-        check(sum(totals), nbytes, rounds)
-        return took / rounds
-
-    def check(total: int, nbytes: int, rounds: int) -> None:
-        producers, consumers = len(gang["producer"]), len(gang["consumer"])
-        if total != rounds * producers * (nbytes + consumers):
-            raise AssertionError(f"the consumers counted {total} in {rounds} rounds of {nbytes} bytes a producer")
-
-    async def feed(nbytes: int, rounds: int) -> list[float]:
-        await run(nbytes, warmth(rounds))
-        return [await run(nbytes, rounds)]
-
-    await turns.serve_async({"setup": setup, "feed": feed})
-    if gang is not None:
-        await gang.aclose()
-    ray.shutdown()
+    serve_feed(turns, Producer, Consumer, expected=expected)

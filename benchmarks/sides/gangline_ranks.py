@@ -13,19 +13,14 @@ import uvloop
 
 from benchmarks.operations import lengths
 from benchmarks.side import time_async_row
-from collective import GroupSpec
-from collective.formation import form_group
-from collective.links import open_endpoint
-from collective.types import Credential, Member
+from benchmarks.sides.members import membership
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from benchmarks.side import Turns
     from collective import Group
-    from collective.types import Address
 
-CREDENTIAL = Credential("benchmark", b"benchmark benchmark benchmark benchmark")
 BEAT = 1e-3
 
 
@@ -35,50 +30,36 @@ def main(turns: Turns) -> None:
 
 
 async def serve(turns: Turns) -> None:
-    endpoint = await open_endpoint(kinds=("shm",))
-    endpoint.grant(CREDENTIAL)
-    rank = turns.rank
-    group: Any = None
     kept: dict[tuple[Any, ...], Callable[[], Awaitable[object]]] = {}
-
-    async def setup() -> Address:
-        return endpoint.address
-
-    async def form(addresses: list[Address]) -> None:
-        nonlocal group
-        members = [Member("member", rank, address) for rank, address in enumerate(addresses)]
-        spec = GroupSpec("group", ("member",), backend="shm")
-        group = await form_group(endpoint, spec, members, rank, key="benchmark", credential=CREDENTIAL)
 
     async def collective(operation: str, nbytes: int, arrays: str, count: int) -> list[float]:
         if (operation, nbytes, arrays) not in kept:
             drop_other_sizes(kept, nbytes)
-            kept[operation, nbytes, arrays] = prepare(group, operation, nbytes, arrays)
-        await group.barrier()
+            kept[operation, nbytes, arrays] = prepare(member.group, operation, nbytes, arrays)
+        await member.group.barrier()
         return await time_async_row(kept[operation, nbytes, arrays], count)
 
     async def stall(nbytes: int, runs: int) -> list[float]:
         kept.clear()
-        issue = prepare(group, "allreduce", nbytes, "out")
+        issue = prepare(member.group, "allreduce", nbytes, "out")
         await issue()
-        return [await longest_gap(group, issue) for _ in range(runs)]
+        return [await longest_gap(member.group, issue) for _ in range(runs)]
 
     async def mixed(operations: int, seed: int) -> tuple[float, float]:
         kept.clear()
-        await mix(group, operations, seed)
-        await group.barrier()
+        await mix(member.group, operations, seed)
+        await member.group.barrier()
         gc.collect()
         return resident()
 
-    try:
-        await turns.serve_async(
-            {"setup": setup, "form": form, "collective": collective, "stall": stall, "mixed": mixed}
-        )
-    finally:
-        kept.clear()
-        if group is not None:
-            await group.aclose()
-        await endpoint.aclose()
+    async with membership(turns.rank) as member:
+        address, form = member.address, member.form
+        try:
+            await turns.serve_async(
+                {"setup": address, "form": form, "collective": collective, "stall": stall, "mixed": mixed}
+            )
+        finally:
+            kept.clear()
 
 
 def drop_other_sizes(kept: dict[tuple[Any, ...], Any], nbytes: int) -> None:

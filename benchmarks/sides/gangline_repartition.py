@@ -8,10 +8,8 @@ import numpy as np
 import uvloop
 
 from benchmarks.side import time_async_row
-from collective import GroupSpec, Layout, Replicate, Shard
-from collective.formation import form_group
-from collective.links import open_endpoint
-from collective.types import Credential, Member
+from benchmarks.sides.members import membership
+from collective import Layout, Replicate, Shard
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from collective import Group
     from collective.types import Address
 
-CREDENTIAL = Credential("benchmark", b"benchmark benchmark benchmark benchmark")
 COLUMNS = 256
 
 
@@ -30,36 +27,23 @@ def main(turns: Turns) -> None:
 
 
 async def serve(turns: Turns) -> None:
-    endpoint = await open_endpoint(kinds=("shm",))
-    endpoint.grant(CREDENTIAL)
-    rank = turns.rank
-    group: Any = None
     fewer: Any = None
     targets = 0
 
-    async def setup() -> Address:
-        return endpoint.address
-
     async def form(addresses: list[Address], receiving: int) -> None:
-        nonlocal group, fewer, targets
+        nonlocal fewer, targets
         targets = receiving
-        members = [Member("member", rank, address) for rank, address in enumerate(addresses)]
-        spec = GroupSpec("group", ("member",), backend="shm")
-        group = await form_group(endpoint, spec, members, rank, key="benchmark", credential=CREDENTIAL)
-        fewer = await group.split(0 if rank <= targets else None)
+        await member.form(addresses)
+        fewer = await member.group.split(0 if turns.rank <= targets else None)
 
     async def move(way: str, what: str, nbytes: int, count: int) -> list[float]:
-        src, dst = layouts(what, nbytes, targets, group.size)
-        issue = (repartition if way == "repartition" else by_hand)(group, fewer, src, dst)
-        await group.barrier()
+        src, dst = layouts(what, nbytes, targets, member.group.size)
+        issue = (repartition if way == "repartition" else by_hand)(member.group, fewer, src, dst)
+        await member.group.barrier()
         return await time_async_row(issue, count)
 
-    try:
-        await turns.serve_async({"setup": setup, "form": form, "move": move})
-    finally:
-        if group is not None:
-            await group.aclose()
-        await endpoint.aclose()
+    async with membership(turns.rank) as member:
+        await turns.serve_async({"setup": member.address, "form": form, "move": move})
 
 
 def layouts(what: str, nbytes: int, targets: int, size: int) -> tuple[Layout, Layout]:

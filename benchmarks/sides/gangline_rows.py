@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import ray
-import uvloop
 
-from actors import Actor, Gang, Role
-from benchmarks.cluster import join
-from benchmarks.side import warmth
-from collective import Group, GroupSpec, RowStream
-from scheduling import Resources
+from actors import Actor
+from benchmarks.sides.feeding import serve_feed
+from collective import Group, RowStream
 
 if TYPE_CHECKING:
     from benchmarks.side import Turns
@@ -41,7 +35,7 @@ class Producer(Actor):
 class Consumer(Actor):
     """Takes a batch in every round."""
 
-    async def eat(self, nbytes: int) -> int:
+    async def eat(self, nbytes: int, rounds: int) -> int:
         total = 0
         async with stream_of(self.groups["feed"], nbytes) as stream:
             async for batch in stream:
@@ -51,35 +45,8 @@ class Consumer(Actor):
 
 def main(turns: Turns) -> None:
     """Start the gang in a Ray that runs."""
-    uvloop.run(serve(turns))
 
+    def expected(nbytes: int, producers: int, consumers: int) -> int:
+        return producers * nbytes + consumers
 
-async def serve(turns: Turns) -> None:
-    gang: Any = None
-
-    async def setup(address: str, producers: int, consumers: int) -> None:
-        nonlocal gang
-        join(address)
-        resources = Resources(cpu=0.1)
-        gang = await Gang(
-            Role("producer", Producer, producers, resources=resources),
-            Role("consumer", Consumer, consumers, resources=resources),
-            groups=[GroupSpec("feed", roles=("producer", "consumer"))],
-        ).__aenter__()
-
-    async def run(nbytes: int, rounds: int) -> float:
-        start = time.perf_counter()
-        _, totals = await asyncio.gather(gang["producer"].feed(nbytes, rounds), gang["consumer"].eat(nbytes))
-        took = time.perf_counter() - start
-        if sum(totals) != rounds * (len(gang["producer"]) * nbytes + len(gang["consumer"])):
-            raise AssertionError(f"the consumers counted {totals} in {rounds} rounds of {nbytes} bytes a producer")
-        return took / rounds
-
-    async def feed(nbytes: int, rounds: int) -> list[float]:
-        await run(nbytes, warmth(rounds))
-        return [await run(nbytes, rounds)]
-
-    await turns.serve_async({"setup": setup, "feed": feed})
-    if gang is not None:
-        await gang.aclose()
-    ray.shutdown()
+    serve_feed(turns, Producer, Consumer, expected=expected)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import ray
-import uvloop
 
 from actors import Actor, Gang, Role
-from benchmarks.cluster import join
 from benchmarks.side import time_row, warmth
+from benchmarks.sides.gangs import serve_gang
 from benchmarks.sides.hops import FREEING, check
 from scheduling import Resources
 
@@ -59,55 +57,50 @@ class Taker(Actor):
 
 def main(turns: Turns) -> None:
     """Start the gang in a Ray that runs."""
-    uvloop.run(serve(turns))
+    serve_gang(turns, make, {"first": first, "further": further, "put": put, "copy": copy})
 
 
-async def serve(turns: Turns) -> None:
-    gang: Any = None
+def make() -> Gang:
+    resources = Resources(cpu=0.1)
+    return Gang(Role("giver", Giver, resources=resources), Role("taker", Taker, 2, resources=resources))
 
-    async def setup(address: str) -> None:
-        nonlocal gang
-        join(address)
-        resources = Resources(cpu=0.1)
-        roles = (Role("giver", Giver, resources=resources), Role("taker", Taker, 2, resources=resources))
-        gang = await Gang(*roles).__aenter__()
 
-    async def hop(nbytes: int) -> tuple[float, float]:
-        takers = gang["taker"]
-        start = time.perf_counter()
-        ref = await gang["giver"][0].give()
-        first = await takers[0].take(ref)
-        middle = time.perf_counter()
-        further = await takers[1].take(ref)
-        end = time.perf_counter()
-        check(first, further, nbytes)
-        return middle - start, end - middle
+async def hop(gang: Gang, nbytes: int) -> tuple[float, float]:
+    takers = gang["taker"]
+    start = time.perf_counter()
+    ref = await gang["giver"][0].give()
+    first = await takers[0].take(ref)
+    middle = time.perf_counter()
+    further = await takers[1].take(ref)
+    end = time.perf_counter()
+    check(first, further, nbytes)
+    return middle - start, end - middle
 
-    async def hops(nbytes: int, count: int) -> list[tuple[float, float]]:
-        await gang["giver"][0].prepare(nbytes)
-        samples = []
-        for _ in range(warmth(count) + count):
-            samples.append(await hop(nbytes))
-            await asyncio.sleep(FREEING)
-        return samples[-count:]
 
-    async def first(nbytes: int, count: int) -> list[float]:
-        return [sample for sample, _ in await hops(nbytes, count)]
+async def hops(gang: Gang, nbytes: int, count: int) -> list[tuple[float, float]]:
+    await gang["giver"][0].prepare(nbytes)
+    samples = []
+    for _ in range(warmth(count) + count):
+        samples.append(await hop(gang, nbytes))
+        await asyncio.sleep(FREEING)
+    return samples[-count:]
 
-    async def further(nbytes: int, count: int) -> list[float]:
-        return [sample for _, sample in await hops(nbytes, count)]
 
-    async def put(nbytes: int, count: int) -> list[float]:
-        await gang["giver"][0].prepare(nbytes)
-        samples: list[float] = await gang["giver"][0].puts(count)
-        return samples
+async def first(gang: Gang, nbytes: int, count: int) -> list[float]:
+    return [sample for sample, _ in await hops(gang, nbytes, count)]
 
-    async def copy(nbytes: int, count: int) -> list[float]:
-        await gang["giver"][0].prepare(nbytes)
-        samples: list[float] = await gang["giver"][0].copies(count)
-        return samples
 
-    await turns.serve_async({"setup": setup, "first": first, "further": further, "put": put, "copy": copy})
-    if gang is not None:
-        await gang.aclose()
-    ray.shutdown()
+async def further(gang: Gang, nbytes: int, count: int) -> list[float]:
+    return [sample for _, sample in await hops(gang, nbytes, count)]
+
+
+async def put(gang: Gang, nbytes: int, count: int) -> list[float]:
+    await gang["giver"][0].prepare(nbytes)
+    samples: list[float] = await gang["giver"][0].puts(count)
+    return samples
+
+
+async def copy(gang: Gang, nbytes: int, count: int) -> list[float]:
+    await gang["giver"][0].prepare(nbytes)
+    samples: list[float] = await gang["giver"][0].copies(count)
+    return samples

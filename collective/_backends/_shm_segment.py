@@ -7,7 +7,6 @@ then the word that tells of it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from typing import TYPE_CHECKING, Final
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from collective._backends._shm_blocks import SPAN, Blocks
-from collective._links import forks
-from collective._links.mapping import PAGE, SEALS, Access, MemoryFile, is_sealed, round_up
+from collective._links import forks, memfd
+from collective._links.mapping import PAGE, Access, MemoryFile, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,20 +60,12 @@ class Geometry:
 
 def create_memory(geometry: Geometry, nonce: bytes) -> int:
     """Return the descriptor of a new memory file with the nonce in it, whose size nobody can change any more."""
-    fd = os.memfd_create("gangline-group", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, geometry.file_bytes)  # untouched pages take no memory
-        os.pwrite(fd, nonce, 0)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return memfd.create("gangline-group", geometry.file_bytes, contents=nonce)
 
 
 def is_genuine(fd: int, geometry: Geometry, nonce: bytes) -> bool:
     """Whether a descriptor is of the memory file that a member made with this nonce."""
-    return is_sealed(fd, geometry.file_bytes) and os.pread(fd, len(nonce), 0) == nonce
+    return memfd.is_sealed(fd, geometry.file_bytes) and os.pread(fd, len(nonce), 0) == nonce
 
 
 class Segment:

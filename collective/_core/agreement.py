@@ -8,8 +8,9 @@ order, so that every member learns its verdicts in order too.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from collective._core import tree
 
@@ -52,14 +53,44 @@ class _Place:
         return any(record.failed for record in self.said)
 
 
-class Agreement:
-    """One member's part in the agreement of one epoch.
+class Announcing(ABC):
+    """One member's part in the agreement of one epoch: what is called here is told, and what others call is heard.
+
+    :cvar shows_briefs: whether members see the bytes of short operations together with their announcements.
+    """
+
+    shows_briefs: ClassVar[bool]
+
+    @abstractmethod
+    def announce(self, place: int, record: Record, meta: Any = None, brief: bytes | None = None) -> None:
+        """Say what this member called at a place; `meta` goes to every member unless it is None.
+
+        :param brief: goes to every member as well, where `shows_briefs`; else it is None.
+        """
+
+    @abstractmethod
+    def issued(self, place: int) -> None:
+        """Learn that the collective of a place, which was agreed, has been issued to the data plane."""
+
+    @abstractmethod
+    def hear(self, message: tuple[Any, ...]) -> None:
+        """Take a message of another member's part."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Agree on nothing any more."""
+
+
+class Agreement(Announcing):
+    """Announces by messages, ("up" | "verdict", ...).
 
     :param post: post a message to another rank.
     :param on_agreed: called in the order of places, with every rank's meta where the operation has any.
     :param on_mismatch: called with a place and what each member called there; nothing is agreed from that place on.
         What comes before it still is, or is refused in its turn.
     """
+
+    shows_briefs = False
 
     def __init__(
         self,
@@ -84,14 +115,15 @@ class Agreement:
         self._limit: float = math.inf
         """The first place that was refused."""
 
-    def announce(self, place: int, record: Record, meta: Any = None) -> None:
-        """Say what this member called at a place; `meta` goes to every member unless it is None."""
+    def announce(self, place: int, record: Record, meta: Any = None, brief: bytes | None = None) -> None:
         if place < self._limit:
             metas = {} if meta is None else {self._rank: meta}
             self._merge(place, [(record, [self._rank])], metas, 1)
 
+    def issued(self, place: int) -> None:
+        """Nothing waits for that: collectives are announced as they are called, and issued in their order."""
+
     def hear(self, message: tuple[Any, ...]) -> None:
-        """Take an ("up" | "verdict", ...) message of another member's agreement."""
         kind, place = message[0], message[1]
         if place >= self._limit:
             return
@@ -103,7 +135,6 @@ class Agreement:
             self._conclude(place, agreed, content)
 
     def end(self) -> None:
-        """Agree on nothing any more."""
         self._end_from(0)
 
     def _merge(self, place: int, said: list[tuple[Record, list[int]]], metas: dict[int, Any], heard: int) -> None:

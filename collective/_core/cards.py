@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from collective._core import tree
+from collective._core.agreement import Announcing
 
 if TYPE_CHECKING:
     import asyncio
@@ -34,14 +35,16 @@ _BODY: Final = struct.Struct("<I?")
 _SAID: Final = _HEAD + _BODY.size
 
 
-class Cards:
-    """One member's part in the agreement of one epoch; like `Agreement`, which settles the disputes.
+class Cards(Announcing):
+    """Announces by cards; `Agreement` settles the disputes.
 
     The exchange of a collective comes after the one before it was issued to the data plane (`issued`), so that the
     data plane's operations have one order on all members.
 
     :param on_failure: called with a place whose exchange failed.
     """
+
+    shows_briefs = True
 
     def __init__(
         self,
@@ -72,7 +75,6 @@ class Cards:
         """The first place that this member does not exchange: its call there failed, or the epoch has ended."""
 
     def announce(self, place: int, record: Record, meta: Any = None, brief: bytes | None = None) -> None:
-        """Say what this member called at a place; `meta` and `brief` go to every member unless they are None."""
         self._said[place] = (record, meta, brief)
         if record.failed:
             self._limit = min(self._limit, place)
@@ -84,20 +86,18 @@ class Cards:
             self._pump()
 
     def issued(self, place: int) -> None:
-        """Go on to the next collective: that of this place was issued to the data plane."""
+        # The next one may go on.
         self._said.pop(place, None)
         self._busy = False
         self._pump()
 
     def hear(self, message: tuple[Any, ...]) -> None:
-        """Take a message of another member's agreement."""
         if message[0] == "dispute":
             self._dispute(message[1])
         else:
             self._disputes.hear(message)
 
     def end(self) -> None:
-        """Agree on nothing any more."""
         self._limit = -1
         self._queue.clear()
         self._said.clear()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
 
-    from collective._core.agreement import Calls, Record
+    from collective._core.agreement import Announcing, Calls, Record
     from collective._core.engine import Engine
     from collective._core.pipeline import Pending
 
@@ -39,25 +39,26 @@ class Epoch:
         """Set where the epoch is broken from a place on, and what comes before it still completes."""
         self._held: list[tuple[int, Record, Any, bytes | None]] | None = []
         """What was announced before the epoch began; None from then on."""
-        self._on_drained = partial(engine.on_drained, self)
+        self._on_drained = partial(engine.faults.on_drained, self)
         self._fabric = engine.fabric
         post = engine.fabric.post
         tcp = engine.endpoint.address.tcp
         self.mailbox = Mailbox(
             engine.rank,
+            me=f"{engine.me} of group {engine.name!r}",
             epoch=number,
             fabric=engine.fabric,
             tell=lambda rank, message, buffers: post(rank, ("mail", number, message), buffers),
             spawn=self.spawn,
-            on_failure=partial(engine.on_transfer_failed, self),
-            on_cut_off=partial(engine.on_transfer_ended, self),
+            on_failure=partial(engine.faults.on_transfer_failed, self),
+            on_cut_off=partial(engine.faults.on_transfer_ended, self),
         )
         self.flows = Flows(
             number,
             fabric=engine.fabric,
             tell=lambda rank, message, buffers: post(rank, ("flow", number, *message), buffers),
             spawn=self.spawn,
-            on_failure=partial(engine.on_transfer_failed, self),
+            on_failure=partial(engine.faults.on_transfer_failed, self),
         )
         self.streams = Streams(
             lambda rank, key, message: post(rank, ("stream", number, key, message)),
@@ -78,21 +79,20 @@ class Epoch:
             ),
         )
         self.agreement = self._make_agreement(engine)
-        self.shows_briefs = isinstance(self.agreement, Cards)
         self.pipeline = Pipeline(
             self.plane,
-            on_issued=self.agreement.issued if isinstance(self.agreement, Cards) else None,
+            on_issued=self.agreement.issued,
             on_done=self.forget,
-            on_failure=partial(engine.on_library_failed, self),
+            on_failure=partial(engine.faults.on_library_failed, self),
         )
 
-    def _make_agreement(self, engine: Engine) -> Agreement | Cards:
+    def _make_agreement(self, engine: Engine) -> Announcing:
         def post(rank: int, message: tuple[Any, ...]) -> None:
             engine.fabric.post(rank, ("agree", self.number, message))
 
         def fail(place: int, error: BaseException) -> None:
             if place in self.pending:
-                engine.on_library_failed(self, self.pending[place], error)
+                engine.faults.on_library_failed(self, self.pending[place], error)
 
         on_agreed = partial(engine.on_agreed, self)
         by_messages = Agreement(
@@ -101,7 +101,7 @@ class Epoch:
             loop=engine.loop,
             post=post,
             on_agreed=on_agreed,
-            on_mismatch=partial(engine.on_mismatch, self),
+            on_mismatch=partial(engine.faults.on_mismatch, self),
         )
         if not isinstance(self.plane, AnnouncingPlane) or engine.size == 1:
             return by_messages
@@ -134,10 +134,8 @@ class Epoch:
         """Say what this member called at a place, once the epoch has begun."""
         if self._held is not None:
             self._held.append((place, record, meta, brief))
-        elif isinstance(self.agreement, Cards):
-            self.agreement.announce(place, record, meta, brief)
         else:
-            self.agreement.announce(place, record, meta)
+            self.agreement.announce(place, record, meta, brief)
 
     def begin(self) -> None:
         """All members have opened it: go on with what was called in another task meanwhile."""

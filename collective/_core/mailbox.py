@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,12 @@ import numpy as np
 
 from collective import tensors
 from collective._core.budget import Budget
+from collective._core.messages import NOTHING, Arrival, Offer, Recv, deliver, misfit
 from collective._core.offload import LONG, offload
-from collective._core.operands import Spec, as_bytes, copies, describe, flat
+from collective._core.operands import Spec, as_bytes, copies, flat
 from collective._links.arena import arena
-from collective._links.borrowing import private
 from collective.abc import LARGE
-from collective.errors import CollectiveError
+from collective.errors import BackendError, CollectiveError
 from collective.work import Work
 
 if TYPE_CHECKING:
@@ -38,54 +37,10 @@ LENT = 8 << 20
 """Bytes that a sender has in shared memory for one receiver before it offers larger messages."""
 
 
-_NOTHING = np.empty(0, np.uint8)
-
-
-@dataclass(slots=True, eq=False)
-class _Arrival:
-    """A message that has come, or was offered."""
-
-    src: int
-    tag: int
-    spec: Spec
-    coming: np.ndarray = field(default_factory=lambda: _NOTHING)
-    """Where its bytes come."""
-    data: np.ndarray | None = None
-    """Its bytes, once they have come."""
-    shared: memoryview | None = None
-    """The same, where they lie in the sender's memory."""
-    ticket: int | None = None
-    """What to pull it by."""
-    budget: Budget | None = None
-    """On which its sender counts it, until a recv has taken it."""
-    taker: _Recv | None = None
-    """The recv that has matched it."""
-
-
-@dataclass(slots=True, eq=False)
-class _Recv:
-    """A recv that is not done."""
-
-    work: Work[Any]
-    src: int
-    tag: int
-    out: Any
-    arrival: _Arrival | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Offer:
-    """A send that waits to be pulled."""
-
-    work: Work[None]
-    dst: int
-    tensor: Any
-    spec: Spec
-
-
 class Mailbox:
     """One member's sends and receives.
 
+    :param me: how errors name this member.
     :param tell: post a message to another rank's mailbox of the same epoch.
     :param open_data: open a channel for an offered message's bytes.
     :param spawn: run a coroutine that ends with the epoch.
@@ -97,6 +52,7 @@ class Mailbox:
         self,
         rank: int,
         *,
+        me: str,
         epoch: int,
         fabric: Fabric,
         tell: Callable[[int, tuple[Any, ...], Sequence[Any]], None],
@@ -105,6 +61,7 @@ class Mailbox:
         on_cut_off: Callable[[int], None],
     ) -> None:
         self._rank = rank
+        self._me = me
         self._epoch = epoch
         self._fabric = fabric
         self._tell = tell
@@ -112,11 +69,11 @@ class Mailbox:
         self._on_failure = on_failure
         self._on_cut_off = on_cut_off
         self._cut_off: set[int] = set()
-        self._arrived: dict[tuple[int, int], deque[_Arrival]] = {}
-        self._wanted: dict[tuple[int, int], deque[_Recv]] = {}
-        self._matched: dict[tuple[int, int], _Arrival] = {}
+        self._arrived: dict[tuple[int, int], deque[Arrival]] = {}
+        self._wanted: dict[tuple[int, int], deque[Recv]] = {}
+        self._matched: dict[tuple[int, int], Arrival] = {}
         self._active: set[Work[Any]] = set()
-        self._offers: dict[int, _Offer] = {}
+        self._offers: dict[int, Offer] = {}
         self._tickets = 0
         self._eager = Budget(EAGER)
         self._lent = Budget(LENT)
@@ -129,7 +86,7 @@ class Mailbox:
             data = as_bytes(flat(tensor))
             if dst == self._rank:
                 data = data.copy()
-                self._arrive(_Arrival(dst, tag, spec, data, data, budget=self._eager))
+                self._arrive(Arrival(dst, tag, spec, data, data, budget=self._eager))
             else:
                 self._tell(dst, ("eager", tag, tuple(spec)), [data.data] if nbytes else [])
             work._succeed(None)
@@ -138,19 +95,19 @@ class Mailbox:
             work._succeed(None)
             return work
         self._tickets += 1
-        self._offers[self._tickets] = _Offer(work, dst, tensor, spec)
+        self._offers[self._tickets] = Offer(work, dst, tensor, spec)
         self._track(work)
         if dst == self._rank:
-            self._arrive(_Arrival(dst, tag, spec, ticket=self._tickets))
+            self._arrive(Arrival(dst, tag, spec, ticket=self._tickets))
         else:
             self._tell(dst, ("offer", tag, tuple(spec), self._tickets), [])
         return work
 
     def recv(self, src: int, tag: int, out: Any) -> Work[Any]:
         """Receive the next message from a rank with a tag."""
-        recv: _Recv
+        recv: Recv
         work: Work[Any] = Work(f"recv(src={src}, tag={tag})", on_abandon=lambda: self._give_up(recv))
-        recv = _Recv(work, src, tag, out)
+        recv = Recv(work, src, tag, out)
         self._track(work)
         self._wanted.setdefault((src, tag), deque()).append(recv)
         self._pair(src, tag)
@@ -162,19 +119,23 @@ class Mailbox:
         if kind == "eager":
             _, tag, spec = message
             data = np.frombuffer(buffers[0], np.uint8) if buffers else np.empty(0, np.uint8)
-            self._arrive(_Arrival(src, tag, Spec(*spec), data, data, budget=self._eager))
+            self._arrive(Arrival(src, tag, Spec(*spec), data, data, budget=self._eager))
         elif kind == "lent":
             _, tag, spec = message
             data = np.frombuffer(buffers[0], np.uint8)
-            self._arrive(_Arrival(src, tag, Spec(*spec), data, data, buffers[0], budget=self._lent))
+            self._arrive(Arrival(src, tag, Spec(*spec), data, data, buffers[0], budget=self._lent))
         elif kind == "given":
             arrival = self._matched.pop((src, message[1]), None)
             if arrival is not None:
                 arrival.coming, arrival.shared = np.frombuffer(buffers[0], np.uint8), buffers[0]
                 self._land(arrival)
+        elif kind == "failed":
+            arrival = self._matched.pop((src, message[1]), None)
+            if arrival is not None:
+                self._refuse(arrival, message[2])
         elif kind == "offer":
             _, tag, spec, ticket = message
-            self._arrive(_Arrival(src, tag, Spec(*spec), ticket=ticket))
+            self._arrive(Arrival(src, tag, Spec(*spec), ticket=ticket))
         elif kind == "pull":
             offer = self._offers.pop(message[1], None)
             if offer is not None:
@@ -236,9 +197,13 @@ class Mailbox:
             return False
         if not self._lent.spend(dst, spec.nbytes):
             return False
-        memory = self._copy_to_share(tensor, spec)
+        memory = None
+        try:
+            memory = self._copy_to_share(tensor, spec)
+        finally:
+            if memory is None:
+                self._lent.regain(dst, spec.nbytes)
         if memory is None:
-            self._lent.regain(dst, spec.nbytes)
             return False
         self._fabric.lend(dst, ("mail", self._epoch, message), memory)
         return True
@@ -256,7 +221,7 @@ class Mailbox:
         self._active.add(work)
         work.add_done_callback(self._active.discard)
 
-    def _arrive(self, arrival: _Arrival) -> None:
+    def _arrive(self, arrival: Arrival) -> None:
         self._arrived.setdefault((arrival.src, arrival.tag), deque()).append(arrival)
         self._pair(arrival.src, arrival.tag)
 
@@ -266,14 +231,16 @@ class Mailbox:
         wanted = self._wanted.get(key)
         while arrived and wanted:
             recv, arrival = wanted.popleft(), arrived[0]
-            misfit = _misfit(recv, arrival.spec)
-            if misfit is not None:
-                recv.work._fail(misfit)  # the message stays for the next recv
+            unfit = misfit(recv, arrival.spec) or self._make_room(arrival)
+            if unfit is not None:
+                recv.work._fail(unfit)  # the message stays for the next recv
                 continue
             arrived.popleft()
             arrival.taker, recv.arrival = recv, arrival
             if arrival.ticket is not None:
                 self._pull(arrival)
+            elif arrival.failure:
+                recv.work._fail(BackendError(f"{recv.work.description}: {arrival.failure}"))
             elif arrival.data is not None:
                 self._land(arrival)
             # else it was pulled for a recv that was given up, and is on its way
@@ -282,43 +249,62 @@ class Mailbox:
         if not wanted:
             self._wanted.pop(key, None)
 
-    def _pull(self, arrival: _Arrival) -> None:
-        # Into memory of its own, also where the recv has an `out`: that is the caller's again as soon as it gives up.
+    @staticmethod
+    def _make_room(arrival: Arrival) -> MemoryError | None:
+        """Take memory for an offered message; return the error where there is none."""
+        if arrival.ticket is not None:
+            try:
+                # Of its own, also where the recv has an `out`: that is the caller's again as soon as it gives up.
+                arrival.coming = np.empty(arrival.spec.nbytes, np.uint8)
+            except MemoryError as error:
+                return error
+        return None
+
+    def _pull(self, arrival: Arrival) -> None:
         ticket, arrival.ticket = arrival.ticket, None
         assert ticket is not None
-        arrival.coming = np.empty(arrival.spec.nbytes, np.uint8)
         if arrival.src == self._rank:
             self._spawn(self._copy(self._offers.pop(ticket), arrival))
             return
         self._matched[arrival.src, ticket] = arrival
         self._tell(arrival.src, ("pull", ticket), [])
 
-    async def _copy(self, offer: _Offer, arrival: _Arrival) -> None:
+    async def _copy(self, offer: Offer, arrival: Arrival) -> None:
         """Move an offered message to oneself."""
 
         def copy() -> None:
             arrival.coming[...] = as_bytes(flat(offer.tensor))
 
-        if offer.spec.nbytes > LONG:
-            await offload(copy)
+        try:
+            if offer.spec.nbytes > LONG:
+                await offload(copy)
+            else:
+                copy()
+        except Exception as error:  # a device's
+            self._refuse(arrival, self._fail_send(offer, error))
         else:
-            copy()
-        offer.work._succeed(None)
-        self._land(arrival)
+            offer.work._succeed(None)
+            self._land(arrival)
 
-    async def _transfer(self, ticket: int, offer: _Offer) -> None:
+    async def _transfer(self, ticket: int, offer: Offer) -> None:
         """Send an offered message's bytes to the member that pulled it."""
         try:
-            if self._fabric.shares_memory(offer.dst):
-                memory = await offload(lambda: self._copy_to_share(offer.tensor, offer.spec))
-                if memory is not None:
-                    self._fabric.lend(offer.dst, ("mail", self._epoch, ("given", ticket)), memory)
-                    offer.work._succeed(None)
-                    return
-            if copies(offer.tensor, offer.spec) > LONG:
-                data = await offload(lambda: flat(offer.tensor))
-            else:
-                data = flat(offer.tensor)
+            await self._move(ticket, offer)
+        except Exception as error:  # a device's, or no memory: this message alone cannot be sent
+            self._tell(offer.dst, ("failed", ticket, self._fail_send(offer, error)), [])
+
+    async def _move(self, ticket: int, offer: Offer) -> None:
+        if self._fabric.shares_memory(offer.dst):
+            memory = await offload(lambda: self._copy_to_share(offer.tensor, offer.spec))
+            if memory is not None:
+                self._fabric.lend(offer.dst, ("mail", self._epoch, ("given", ticket)), memory)
+                offer.work._succeed(None)
+                return
+        if copies(offer.tensor, offer.spec) > LONG:
+            data = await offload(lambda: flat(offer.tensor))
+        else:
+            data = flat(offer.tensor)
+        try:
             channel = await self._fabric.open_data(offer.dst, (self._epoch, "mail", ticket))
         except CollectiveError as error:
             self._on_failure(offer.dst, error)
@@ -332,6 +318,19 @@ class Mailbox:
         finally:
             self._fabric.forget(channel)
 
+    def _fail_send(self, offer: Offer, error: Exception) -> str:
+        """End a send by its own error; return what its receiver is told."""
+        offer.work._fail(error)
+        return f"{offer.work.description} on {self._me} failed: {type(error).__name__}: {error}"
+
+    def _refuse(self, arrival: Arrival, failure: str) -> None:
+        """Fail the recv of a message whose bytes will not come; the next recv where that one was given up."""
+        arrival.failure, arrival.coming = failure, NOTHING
+        if arrival.taker is None:
+            self._pair(arrival.src, arrival.tag)
+        else:
+            arrival.taker.work._fail(BackendError(f"{arrival.taker.work.description}: {failure}"))
+
     def _end_transfer(self, rank: int) -> None:
         """Take note that bytes to or from a member will not come through.
 
@@ -340,32 +339,33 @@ class Mailbox:
         self._cut_off.add(rank)
         self._on_cut_off(rank)
 
-    def _land(self, arrival: _Arrival) -> None:
+    def _land(self, arrival: Arrival) -> None:
         """Give an arrival whose bytes have come to its taker, or keep it for the next recv."""
         arrival.data = arrival.coming
         recv = arrival.taker
         if recv is None:
             self._pair(arrival.src, arrival.tag)
         elif (recv.out is not None and arrival.spec.nbytes > LONG) or not tensors.loaded(arrival.spec.kind):
-            recv.work._busy = offload(partial(_deliver, arrival, recv.out))
+            recv.work._busy = offload(partial(deliver, arrival, recv.out))
             recv.work._busy.add_done_callback(partial(self._delivered, arrival, recv))
         else:
             delivered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             try:
-                delivered.set_result(_deliver(arrival, recv.out))
+                delivered.set_result(deliver(arrival, recv.out))
             except Exception as error:  # a library that is missing here, or no memory: the caller's to hear
                 delivered.set_exception(error)
             self._delivered(arrival, recv, delivered)
 
-    def _delivered(self, arrival: _Arrival, recv: _Recv, delivered: asyncio.Future[Any]) -> None:
+    def _delivered(self, arrival: Arrival, recv: Recv, delivered: asyncio.Future[Any]) -> None:
         self._count_taken(arrival)
+        arrival.taker = None  # which holds it: no cycle shall keep a sender's memory
         error = delivered.exception()
         if error is None:
             recv.work._succeed(delivered.result())
         else:
             recv.work._fail(error)
 
-    def _count_taken(self, arrival: _Arrival) -> None:
+    def _count_taken(self, arrival: Arrival) -> None:
         budget, arrival.budget = arrival.budget, None
         if budget is None:
             return
@@ -375,7 +375,7 @@ class Mailbox:
         elif taken:
             self._tell(arrival.src, ("taken", "eager" if budget is self._eager else "lent", taken), [])
 
-    def _give_up(self, recv: _Recv) -> bool:
+    def _give_up(self, recv: Recv) -> bool:
         """Withdraw a recv whose only await was cancelled; its message, if any, goes to the next recv."""
         arrival = recv.arrival
         if arrival is None:
@@ -390,27 +390,3 @@ class Mailbox:
         self._arrived.setdefault((recv.src, recv.tag), deque()).appendleft(arrival)
         self._pair(recv.src, recv.tag)
         return True
-
-
-def _misfit(recv: _Recv, spec: Spec) -> Exception | None:
-    if recv.out is None:
-        return None
-    out = describe(recv.out, "out")
-    if out.dtype != spec.dtype:
-        return TypeError(f"{recv.work.description}: out has dtype {out.dtype}, the message {spec.dtype}")
-    if out.shape != tuple(spec.shape):
-        return ValueError(f"{recv.work.description}: out has shape {out.shape}, the message {tuple(spec.shape)}")
-    return None
-
-
-def _deliver(arrival: _Arrival, out: Any) -> Any:
-    assert arrival.data is not None
-    spec = arrival.spec
-    data = arrival.data
-    if out is None and arrival.shared is not None:  # not copied: a write copies its page, for this member alone
-        data = np.frombuffer(private(arrival.shared), np.uint8)
-    array = data.view(tensors.numpy_dtype(spec.dtype)).reshape(spec.shape)
-    if out is None:
-        return tensors.from_host(array, spec.kind, spec.device, dtype=spec.dtype)
-    tensors.fill(out, array)
-    return out

@@ -68,21 +68,6 @@ class Operation(ABC):
             Disagreement: they do not fit; on every member alike.
         """
 
-    def brief(self) -> bytes | None:
-        """Return the bytes that this member gives, BRIEF at most, or None where it gives more or nothing.
-
-        Only for operations that can be settled by every member's; the input may be changed when this returns.
-        """
-        return None
-
-    def is_settled_by(self, briefs: Sequence[bytes | None]) -> bool:
-        """Whether these are enough for `settle`, on every member alike."""
-        return None not in briefs
-
-    def settle(self, briefs: Sequence[Any]) -> None:
-        """Work out the result from what each member gave, instead of `stage` and `issue`."""
-        raise NotImplementedError(f"{type(self).__name__} gives no briefs")
-
     @abstractmethod
     def stage(self) -> None:
         """Bring the input into the form that `issue` wants; may run on a thread."""
@@ -99,6 +84,25 @@ class Operation(ABC):
     def finish(self) -> Any:
         """Return the result; may run on a thread."""
         return None
+
+
+class BriefOperation(Operation):
+    """One that the members can settle by what they show with their announcements, where that is short."""
+
+    @abstractmethod
+    def brief(self) -> bytes | None:
+        """Return the bytes that this member gives, BRIEF at most, or None where it gives more or nothing.
+
+        The input may be changed when this returns.
+        """
+
+    def is_settled_by(self, briefs: Sequence[bytes | None]) -> bool:
+        """Whether these are enough for `settle`, on every member alike."""
+        return None not in briefs
+
+    @abstractmethod
+    def settle(self, briefs: Sequence[Any]) -> None:
+        """Work out the result from what each member gave, instead of `stage` and `issue`."""
 
 
 class Barrier(Operation):
@@ -139,7 +143,7 @@ class Split(Operation):
         pass
 
 
-class _OneTensor(Operation):
+class _OneTensor(BriefOperation):
     """An operation with one input of one spec and one landing."""
 
     def __init__(self, rank: int, size: int, tensor: Any, out: Any) -> None:
@@ -298,7 +302,7 @@ class AllGather(_OneTensor):
         return plane.allgather(as_bytes(self.source), as_bytes(target), [rows * row for rows in self.rows])
 
 
-class Broadcast(Operation):
+class Broadcast(BriefOperation):
     """Every member gets the root's tensor."""
 
     def __init__(self, rank: int, size: int, tensor: Any, root: int, out: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from collective._core.offload import LONG, offload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from collective._core.operations import Operation
     from collective.abc import DataPlane
@@ -51,7 +51,7 @@ class Pipeline:
         self,
         plane: DataPlane,
         *,
-        on_issued: Callable[[int], None] | None = None,
+        on_issued: Callable[[int], None],
         on_done: Callable[[Pending], None],
         on_failure: Callable[[Pending, BaseException], None],
     ) -> None:
@@ -70,18 +70,20 @@ class Pipeline:
         self._queue.append(pending)
         self._pump()
 
-    def settle(self, pending: Pending, briefs: Sequence[bytes | None]) -> None:
-        """Finish a collective whose data came with the announcements, after those before it were issued."""
+    def settle(self, pending: Pending, work_out: Callable[[], None]) -> None:
+        """Finish a collective whose data came with the announcements, after those before it were issued.
+
+        :param work_out: its operation's `settle`, with that data.
+        """
         pending.issued = True
         try:
-            pending.operation.settle(briefs)
+            work_out()
         except Exception as error:  # no memory: this member alone cannot take its result
             pending.work._fail(error)
             self._on_done(pending)
         else:
             self._finish(pending)
-        if self._on_issued is not None:
-            self._on_issued(pending.place)
+        self._on_issued(pending.place)
 
     def clear(self) -> None:
         """Issue nothing any more of what has come so far."""
@@ -131,8 +133,7 @@ class Pipeline:
         else:
             self._moving.add(pending.place)
             asyncio.ensure_future(completion).add_done_callback(partial(self._moved, pending))
-        if self._on_issued is not None:
-            self._on_issued(pending.place)
+        self._on_issued(pending.place)
 
     def _moved(self, pending: Pending, completion: asyncio.Future[Any]) -> None:
         if completion.cancelled():

@@ -36,7 +36,7 @@ class Resets:
         except BackendError:
             # The loss of a peer explains it better, and may be told a moment later.
             await asyncio.wait([self._loss], timeout=LIBRARY_GRACE)
-            engine.raise_lost()
+            engine.faults.raise_lost()
             raise
         await self._join("open")
         engine.current.begin()
@@ -59,7 +59,7 @@ class Resets:
         engine = self._engine
         if engine.current.fault is None and self._running is None:
             return
-        engine.raise_lost()
+        engine.faults.raise_lost()
         target = engine.current.number + (engine.current.fault is not None)
         question = next(self._questions)
         acks: dict[int, asyncio.Future[None]] = {rank: engine.loop.create_future() for rank in engine.others()}
@@ -73,7 +73,7 @@ class Resets:
         finally:
             for rank in acks:
                 del self._acks[question, rank]
-        engine.raise_lost()
+        engine.faults.raise_lost()
 
     def hear(self, src: int, message: tuple[Any, ...]) -> None:
         """Take a ("round" | "reset!" | "reset.", ...) message."""
@@ -132,7 +132,7 @@ class Resets:
         """Wait until every member has come to this point."""
         engine = self._engine
         number = engine.current.number
-        engine.raise_lost()
+        engine.faults.raise_lost()
         try:
             async with asyncio.timeout(engine.timeout):
                 await self._rounds.join(phase, number)

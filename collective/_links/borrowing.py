@@ -13,8 +13,9 @@ import numpy as np
 
 from collective._links.arena import arena
 from collective._links.lending import MOST_SEGMENTS
-from collective._links.mapping import PAGE, Access, MemoryFile, Pages, is_sealed
-from collective._links.wire import WireError, encode_release
+from collective._links.mapping import PAGE, Access, MemoryFile, Pages
+from collective._links.memfd import is_sealed
+from collective._links.wire import FORGOT, WireError, encode_release, frame_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,6 +85,7 @@ class Borrower:
         """The other end has no use for a segment any more. Raises: WireError."""
         if self._segments.pop(number, None) is None:
             raise WireError(f"segment {number} is gone, which was never there")
+        self._urge(frame_head(FORGOT, 0, count=number))
 
     def close(self) -> None:
         """The link has ended: nothing goes back any more, and what is held stays readable."""

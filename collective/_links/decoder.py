@@ -11,6 +11,7 @@ from collective._links.wire import (
     CREDIT,
     DATA,
     FORGET,
+    FORGOT,
     GRANT,
     HEAD,
     INLINE,
@@ -71,6 +72,7 @@ class Events(Protocol):
     def on_lend(self, channel: int, references: list[Reference]) -> None: ...
     def on_release(self, numbers: tuple[int, ...]) -> None: ...
     def on_forget(self, segment: int) -> None: ...
+    def on_forgot(self, segment: int) -> None: ...
 
 
 class Decoder:
@@ -167,6 +169,8 @@ class Decoder:
             events.on_release(decode_release(inside, count))
         elif kind == FORGET:
             events.on_forget(count)
+        elif kind == FORGOT:
+            events.on_forgot(count)
         elif kind == WITHDRAW:
             events.on_withdraw(channel)
         elif kind == CLOSE:

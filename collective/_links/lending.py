@@ -37,6 +37,8 @@ class Lender:
         self._urge = urge
         self._loop = asyncio.get_running_loop()
         self._shown: set[int] = set()
+        self._leaving: set[int] = set()
+        """What the other end was told to forget. Descriptors overtake that word: until it confirms, these count."""
         self._lent: dict[int, Extent] = {}
         self._loans: set[Loan] = set()
         self._numbers = 0
@@ -89,6 +91,12 @@ class Lender:
         """Let go of an extent that was not lent after all. In any thread."""
         self._arena.release(extent)
 
+    def forgot(self, number: int) -> None:
+        """The other end has forgotten a segment. Raises: WireError."""
+        if number not in self._leaving:
+            raise WireError(f"segment {number} was forgotten, which was still shown or never was")
+        self._leaving.remove(number)
+
     def segment_gone(self, number: int) -> None:
         with contextlib.suppress(RuntimeError):  # The loop is closed, and the link with it.
             self._loop.call_soon_threadsafe(self._forget, number)
@@ -107,13 +115,14 @@ class Lender:
     def _forget(self, number: int) -> None:
         if number in self._shown and not self._closed:
             self._shown.remove(number)
+            self._leaving.add(number)
             self._urge(frame_head(FORGET, 0, count=number))
 
     def _show(self, segment: Segment) -> bool:
         """Send the other end a segment's descriptor, if it does not have it. Return whether it has."""
         if segment.number in self._shown:
             return True
-        if len(self._shown) >= MOST_SEGMENTS:
+        if len(self._shown) + len(self._leaving) >= MOST_SEGMENTS:
             return False
         record = SHOWN.pack(segment.number, segment.nbytes)
         try:

@@ -15,11 +15,9 @@ from typing import Final
 
 import numpy as np
 
-from collective._links import forks
+from collective._links import forks, memfd
 
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-"""What a memory file that comes from elsewhere must have: nobody can change its size under who has mapped it."""
 _SEAL_FUTURE_WRITE: Final = 0x10
 """No new mapping can write to the file (Linux 5.1; fcntl.h). Those that there are can."""
 
@@ -144,14 +142,7 @@ class _Descriptor:
 
 def create(name: str, nbytes: int) -> MemoryFile:
     """Make a memory file whose size nobody can change. Raises: OSError."""
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, nbytes)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return MemoryFile(descriptor, nbytes)
+    return MemoryFile(memfd.create(name, nbytes, final=False), nbytes)
 
 
 def forbid_writing(file: MemoryFile) -> None:
@@ -160,15 +151,6 @@ def forbid_writing(file: MemoryFile) -> None:
         fcntl.fcntl(file.descriptor, fcntl.F_ADD_SEALS, _SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
     except OSError:
         fcntl.fcntl(file.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
-
-
-def is_sealed(descriptor: int, nbytes: int) -> bool:
-    """Whether a descriptor is of a memory file of that size, which nobody can change any more."""
-    try:
-        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
-    except OSError:  # no memory file
-        return False
-    return seals & SEALS == SEALS and os.fstat(descriptor).st_size == nbytes
 
 
 def map_memory(

@@ -378,6 +378,9 @@ class Mux(Link):
     def on_forget(self, segment: int) -> None:
         self._sharing().forget(segment)
 
+    def on_forgot(self, segment: int) -> None:
+        self._sharing().forgot(segment)
+
     def _sharing(self) -> Sharing:
         sharing = self.carrier.sharing
         if sharing is None:

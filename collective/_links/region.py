@@ -1,16 +1,12 @@
-"""The memory and the eventfds that the two ends of a shared-memory link have in common, and how they are handed over.
-
-A memfd, not a named segment: the kernel frees it when the last process is gone, whatever killed them. It is sealed, so
-that neither end can shrink it under the other.
-"""
+"""The memory and the eventfds that the two ends of a shared-memory link have in common; how they are handed over."""
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 from typing import Final
 
+from collective._links import memfd
 from collective._links.ring import HEADER, RingReader, RingWriter
 
 CAPACITY: Final = 512 << 10
@@ -19,7 +15,6 @@ NONCE: Final = 16
 """Bytes at the start, which only who has this memory mapped can read back."""
 _RING: Final = HEADER + CAPACITY
 SIZE: Final = HEADER + 2 * _RING
-_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 class Region:
@@ -76,10 +71,7 @@ def create() -> tuple[Region, list[int]]:
     """
     made: list[int] = []
     try:
-        made.append(os.memfd_create("gangline", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
-        os.ftruncate(made[0], SIZE)
-        os.pwrite(made[0], os.urandom(NONCE), 0)
-        fcntl.fcntl(made[0], fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
+        made.append(memfd.create("gangline", SIZE, contents=os.urandom(NONCE)))
         made += [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2)]
         own: list[int] = []
         try:
@@ -104,7 +96,7 @@ def adopt(descriptors: list[int]) -> Region:
         if len(descriptors) != 3:
             raise OSError(f"{len(descriptors)} descriptors came, not 3")
         memory, *eventfds = descriptors
-        if os.fstat(memory).st_size != SIZE or fcntl.fcntl(memory, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        if not memfd.is_sealed(memory, SIZE):
             raise OSError("the memory is of another size, or not sealed")
         for eventfd in eventfds:
             if os.readlink(f"/proc/self/fd/{eventfd}") != "anon_inode:[eventfd]":

@@ -68,6 +68,12 @@ class Sharing:
         """See `Borrower.forget`."""
         self._borrowing().forget(number)
 
+    def forgot(self, number: int) -> None:
+        """See `Lender.forgot`."""
+        if self._lender is None:
+            raise WireError("a segment was forgotten, and none was shown")
+        self._lender.forgot(number)
+
     def look(self) -> None:
         """Take what has come over the socket. Raises: WireError."""
         while True:

@@ -8,7 +8,8 @@ A message is a prefix (the sizes of its `count` buffers, 8 bytes each, then its 
 buffers. A small one is one MESSAGE or POST frame. A larger one is a START, whose body is the message's total and,
 where it fits, the prefix; then DATA frames carry the rest, so that other channels' frames go in between. Where the two
 ends share memory, a LEND may come before the first of these, with references to buffers that are read in place and do
-not come as data; RELEASE gives such memory back by the references' numbers, and FORGET ends a segment of it.
+not come as data; RELEASE gives such memory back by the references' numbers, and FORGET ends a segment of it, which
+FORGOT confirms.
 
 What does not parse raises WireError, which ends this link and nothing else.
 """
@@ -32,7 +33,9 @@ REFERENCE = struct.Struct("<IIQQQ")
 SHOWN = struct.Struct("<QQ")
 """What goes over the socket with a segment's descriptor: its number and its size."""
 
-OPEN, MESSAGE, POST, START, DATA, CREDIT, GRANT, WITHDRAW, CLOSE, BYE, LEND, RELEASE, FORGET = range(1, 14)
+OPEN, MESSAGE, POST, START, DATA, CREDIT, GRANT, WITHDRAW, CLOSE, BYE, LEND, RELEASE, FORGET, FORGOT = range(
+    1, 15
+)
 PREFIX_FOLLOWS = 1
 """Flag of START: the prefix does not fit there; it is the first part of the data."""
 

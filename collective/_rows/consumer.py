@@ -213,20 +213,20 @@ class Consumer:
             if not self._parted:
                 self._begin_ending(rest[0])
         elif kind == "refused":
-            self._refuse(rest[0])
+            self.refuse(rest[0])
         self._fetcher.schedule()
 
     def _check_terms(self, inlet: Inlet, theirs: str) -> None:
         mine = str(self.seat.terms)
         if theirs != mine:
             me = self.seat.name_of(self.seat.engine.rank)
-            self._refuse(Refusal("mismatch", (self.seat.group, ((self.seat.name_of(inlet.rank), theirs), (me, mine)))))
+            self.refuse(Refusal("mismatch", (self.seat.group, ((self.seat.name_of(inlet.rank), theirs), (me, mine)))))
 
     def _check_format(self, inlet: Inlet, form: Format) -> None:
         other = self._fetcher.take_format(inlet, form)
         if other is not None:
             said = ((self.seat.name_of(each.rank), str(each.format)[:4000]) for each in (other, inlet))
-            self._refuse(Refusal("mismatch", (self.seat.group, tuple(said))))
+            self.refuse(Refusal("mismatch", (self.seat.group, tuple(said))))
 
     # ------------------------------------------------------------------ ending
 
@@ -247,6 +247,7 @@ class Consumer:
 
     def peer_left(self, rank: int) -> None:
         """A member closed its group: a consumer had come to the end of the stream, or its producers tell otherwise."""
+        self.seat.peer_left(rank)
         if rank in self.seat.terms.consumers:
             self._farewell.take(self.seat.terms.consumers.index(rank), None)
             self._see_the_end()
@@ -270,13 +271,14 @@ class Consumer:
             self._fetcher.schedule()
             self._moved.set()
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal) -> None:
         """End the stream with an error for all: the producers tell the other consumers."""
         if self.seat.fault is None and not self._over:
             for inlet in self._fetcher.inlets:
                 inlet.tell("refused", refusal)
             # The producers end it, each when it was told: also one whose channel is yet to come.
             self._break_off(refusal.error)
+        self._leave_registry()
 
     def _abort(self, error: BaseException) -> None:
         """This member cannot go on: the others end where it does, and it raises the error."""
@@ -310,13 +312,15 @@ class Consumer:
         if inlet.ended:
             return
         inlet.ended = True
-        if all(each.ended for each in self._fetcher.inlets):
-            self.seat.epoch.streams.leave(self.seat.key)
         if self._fetcher.drained or self._parted or self.seat.fault is not None:
-            return  # what waits here can still be given out
+            self._leave_registry()  # what waits here can still be given out
+        else:
+            self.seat.line_ended(inlet.rank, error, self)
 
-        # The group may know better in a moment.
-        self.seat.engine.loop.call_soon(self._refuse, self.seat.lost(inlet.rank, error))
+    def _leave_registry(self) -> None:
+        """Hear no more, where no producer is left."""
+        if all(inlet.ended for inlet in self._fetcher.inlets):
+            self.seat.epoch.streams.leave(self.seat.key)
 
     def end(self) -> None:
         """The group's epoch has ended."""

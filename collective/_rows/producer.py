@@ -166,7 +166,7 @@ class Producer:
                     "or a smaller batch_size",
                 ),
             )
-            self._refuse(refusal)
+            self.refuse(refusal)
             raise refusal.error()
 
     async def _room(self, block: Block, start: int) -> int:
@@ -222,7 +222,7 @@ class Producer:
         try:
             channel = await seat.engine.fabric.open_data(outlet.rank, (seat.epoch.number, "stream", seat.key))
         except CollectiveError as error:
-            seat.engine.on_transfer_failed(seat.epoch, outlet.rank, error)
+            seat.engine.faults.on_transfer_failed(seat.epoch, outlet.rank, error)
             return
         outlet.connect(channel)
         if outlet.ended:
@@ -244,7 +244,7 @@ class Producer:
         except Exception as error:  # rows that cannot be encoded, say: nobody awaits this, and all wait for the rows
             member = seat.engine.members[seat.engine.rank]
             text = f"{type(error).__name__}: {error}"
-            self._refuse(Refusal("failed", (seat.group, member.role, member.rank, text)))
+            self.refuse(Refusal("failed", (seat.group, member.role, member.rank, text)))
 
     def _hear(self, outlet: Outlet, message: Message) -> None:
         word = outlet.hear(message.header)
@@ -269,7 +269,7 @@ class Producer:
             if all(each.parted for each in self._outlets):
                 self._part()
         elif kind == "refused":
-            self._refuse(rest[0])
+            self.refuse(rest[0])
 
     def _take_done(self, outlet: Outlet, positions: Positions) -> None:
         outlet.done = positions
@@ -296,7 +296,7 @@ class Producer:
 
     # ----------------------------------------------------------------- trouble
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal) -> None:
         """End the stream with an error for all."""
         if self.seat.fault is None:
             self._tell_all("refused", refusal)
@@ -335,9 +335,7 @@ class Producer:
             if all(each.parted for each in self._outlets):
                 self._part()
             return
-
-        # The group may know better in a moment.
-        self.seat.engine.loop.call_soon(self._refuse, self.seat.lost(outlet.rank, error))
+        self.seat.line_ended(outlet.rank, error, self)
 
     # What the registry of streams does.
 
@@ -349,7 +347,8 @@ class Producer:
         """Consumers speak to one another that way, not to producers."""
 
     def peer_left(self, rank: int) -> None:
-        """A consumer that closes its group closes its channel, which is heard."""
+        """A consumer that closes its group closes its channel, too."""
+        self.seat.peer_left(rank)
 
     def end(self) -> None:
         """The group's epoch has ended."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from collective._core.faults import LEFT
+from collective._core.pipeline import LIBRARY_GRACE
 from collective.errors import ConsumerLeft, GroupBroken, GroupClosed, PeerLost, ProducerFailed, RowsMismatch
 
 if TYPE_CHECKING:
@@ -57,6 +59,16 @@ class Terms:
         return f"RowStream(batch_size={self.batch_size}, order={self.order!r}, tail={self.tail!r}{resumed})"
 
 
+class Refusing(Protocol):
+    """An end of a stream, as what ends it sees it."""
+
+    def refuse(self, refusal: Refusal) -> None:
+        """End the stream with an error for all."""
+
+    def end(self) -> None:
+        """The group's epoch has ended."""
+
+
 class Seat:
     """One member's place in a stream: its group's engine and epoch, and what goes wrong.
 
@@ -70,6 +82,7 @@ class Seat:
         self.terms = terms
         self.group = engine.name
         self.fault: Callable[[], BaseException] | None = None
+        self._unexplained: dict[int, Refusing] = {}
 
     def name_of(self, rank: int) -> str:
         """How errors name a member."""
@@ -85,10 +98,41 @@ class Seat:
         remedy = "make another stream on every member"
         return GroupBroken(self.group, "it was reset while a row stream was open", remedy)
 
-    def lost(self, rank: int, cause: Exception) -> Refusal:
+    def line_ended(self, rank: int, cause: Exception, whose: Refusing) -> None:
+        """End the stream for a member whose line has ended, unless the group says within a moment what has happened.
+
+        Who learns of a break or a leaving ends its lines: that may be seen before the news of it comes, and it is not
+        the member of that line that is lost then.
+        """
+        if self.epoch.fault is not None:
+            whose.end()  # cut: over there it has ended already
+        elif rank in self.engine.faults.left:
+            whose.refuse(self._lost(rank, LEFT))
+        else:
+            self._unexplained[rank] = whose
+            self.engine.loop.call_later(LIBRARY_GRACE, self._give_up, rank, str(cause))
+
+    def peer_left(self, rank: int) -> None:
+        """Take note that a member has closed the group, which explains the end of its line."""
+        whose = self._unexplained.pop(rank, None)
+        if whose is not None:
+            whose.refuse(self._lost(rank, LEFT))
+
+    def _give_up(self, rank: int, cause: str) -> None:
+        """Nothing was said of the end of a line."""
+        whose = self._unexplained.pop(rank, None)
+        if whose is None:
+            return
+        left = next(iter(self.engine.faults.left), None)
+        if self.epoch.fault is not None:
+            whose.end()
+        else:  # the epoch of that member may have ended for the leaving of another
+            whose.refuse(self._lost(rank, cause) if left is None else self._lost(left, LEFT))
+
+    def _lost(self, rank: int, cause: str) -> Refusal:
         """Return what all are told of a member that is gone."""
         member = self.engine.members[rank]
-        return Refusal("lost", (member.role, member.rank, str(cause)))
+        return Refusal("lost", (member.role, member.rank, cause))
 
 
 # How an error travels. Each of these makes anew, on any member, the error that a member met.

@@ -14,7 +14,7 @@ import threading
 import time
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from link_harness import KEY, Pair, channel_between, endpoint, pair, pass_on, ru
 from test_links_processes import peer
 
 from collective._links import arena as arenas
-from collective._links import lending, ring
+from collective._links import borrowing, lending, ring
 from collective._links.segments import Segment
 from collective.abc import LARGE
 from collective.errors import LinkBroken
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from collective._links.arena import Arena
+    from collective._links.mux import Mux
     from collective.abc import Message
 
 pytestmark = pytest.mark.skipif(not ring.usable(), reason="rings need the store order of x86")
@@ -358,6 +359,36 @@ def mapped() -> int:
     gc.collect()
     with open("/proc/self/maps") as maps:
         return sum("memfd:gangline-arena" in line for line in maps)
+
+
+def test_segments_come_and_go_at_the_limit(
+    small_arena: Callable[[int], Arena], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A descriptor may come before the word that another segment has gone, and is none too many then."""
+    for module in (lending, borrowing):
+        monkeypatch.setattr(module, "MOST_SEGMENTS", 1)
+    monkeypatch.setattr(arenas, "_WARM", 0)
+    arena = small_arena(64 * MIB)
+
+    async def main() -> None:
+        async with pair("shm") as both:
+            ends = await both.channel()
+            far = cast("Mux", await both.there.connect(both.here.address, KEY))
+            held: list[int] = []
+            for _ in range(2):
+                view = (await pass_on(*ends, b"a" * MIB)).buffers[0]
+                assert both.link.statistics().bytes_lent == MIB
+                with monkeypatch.context() as patch:
+                    patch.setattr(far, "on_forget", held.append)
+                    del view
+                    await until(lambda: bool(held) and not arena.statistics().segments)
+                    copied = (await pass_on(*ends, b"b" * MIB)).buffers[0]
+                    assert both.link.statistics().bytes_lent == 0
+                    assert bytes(copied) == b"b" * MIB
+                far.on_forget(held.pop())
+                await turns()
+
+    run(main)
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Of threads that other tests have left.

@@ -48,7 +48,11 @@ def test_a_wrong_reference_ends_its_link_and_nothing_else(frame: bytes, small_ar
     run(lambda: end_of_a_link(lambda both: both.link.urge(start + frame)))  # type: ignore[attr-defined]
 
 
-RETURNS = {"what was not lent": w.encode_release([5]), "a segment unknown": w.frame_head(w.FORGET, 0, count=7)}
+RETURNS = {
+    "what was not lent": w.encode_release([5]),
+    "a segment unknown": w.frame_head(w.FORGET, 0, count=7),
+    "one that is still shown": w.frame_head(w.FORGOT, 0, count=0),
+}
 
 
 @pytest.mark.parametrize("frame", RETURNS.values(), ids=RETURNS.keys())

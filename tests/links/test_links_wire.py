@@ -181,6 +181,7 @@ NONSENSE = {
     "references that are cut off": START + head(w.LEND, body=9) + bytes(9),
     "memory given back that nobody lent": w.encode_release([1]),
     "a segment gone that was never there": head(w.FORGET, 0, count=1),
+    "a segment forgotten that nobody showed": head(w.FORGOT, 0, count=1),
     "credit from nowhere": head(w.CREDIT, credit=1),
     "credit by a message": w.encode_message(w.MESSAGE, 2, 9, b"", [], 0),
 }

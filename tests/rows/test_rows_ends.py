@@ -11,6 +11,7 @@ import pytest
 from row_harness import ROW, Cast, cast, drain, feed, outcomes, rows, run, until
 
 from collective import ConsumerLeft, GroupBroken, PeerLost, ProducerFailed, RowsMismatch, StreamClosed
+from collective._core.faults import LEFT
 from collective.testing import world
 
 
@@ -162,6 +163,32 @@ def test_a_death_is_peer_lost_on_all(dead: int) -> None:
 
 def str_of(rank: int) -> tuple[str, int]:
     return ("reader", rank) if rank < 2 else ("trainer", rank - 2)
+
+
+@pytest.mark.parametrize("member", [1, 2], ids=["producer", "consumer"])
+def test_a_channel_that_ends_before_the_news_of_why_is_explained_by_it(member: int) -> None:
+    """Ranks 1 and 2 hear of breaks from rank 0: each of them sees the other's channel end before that."""
+
+    async def test() -> None:
+        async with world("shm", 3, roles={"reader": 2, "trainer": 1}, link="unix") as opened, asyncio.timeout(20):
+            for delay in range(50, 250, 40):
+                givers, takers = (members := Cast(opened.groups, 2)).ends(members.open(budget=4 * ROW))
+                acts = [feed(stream, p, 10_000, 9) for p, stream in enumerate(givers)] + [drain(takers[0])]
+                tasks = [asyncio.ensure_future(act) for act in acts]
+                for _ in range(delay):
+                    await asyncio.sleep(0)
+                if delay < 200:
+                    opened.groups[member]._engine.break_everywhere("for the test")
+                    for error in await outcomes(*tasks):
+                        assert isinstance(error, GroupBroken)
+                    await opened.reset()
+            await opened.groups[member].aclose()
+            del tasks[member]
+            for error in await outcomes(*tasks):
+                assert isinstance(error, PeerLost)
+                assert (str(opened.member(member)), error.cause) == (f"{error.role}[{error.rank}]", LEFT)
+
+    run(test)
 
 
 def test_a_broken_group_breaks_its_streams_and_a_reset_one_has_new_ones() -> None:

@@ -1,0 +1,224 @@
+"""How the operations of a group end badly, and how every member learns of it.
+
+A member dies, leaves, breaks the group, disagrees with the others, or does not come in time. Each of these ends an
+epoch, or cuts it: then what was called before the cut still completes, and nothing after it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from collective._core import rollcall, tree
+from collective._core.pipeline import LIBRARY_GRACE
+from collective._core.rollcall import RollCall
+from collective.errors import CollectiveMismatch, CollectiveTimeout, GroupBroken, LinkClosed, PeerLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from collective._core.agreement import Calls
+    from collective._core.engine import Engine
+    from collective._core.epoch import Epoch
+    from collective._core.pipeline import Pending
+
+LEFT = "it closed the group"
+"""Why a member is lost that closed its group in good order."""
+
+
+class Faults:
+    """One member's knowledge of what went wrong in its group.
+
+    :ivar lost: why each member that died did.
+    :ivar left: the place up to which each member that closed the group has finished its collectives.
+    :ivar outlived: makes the error of a group whose parent has ended its epoch: it is broken for good.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.lost: dict[int, str] = {}
+        self.left: dict[int, int] = {}
+        self.outlived: Callable[[], Exception] | None = None
+        self._roll = RollCall(engine.fabric.post)
+
+    # ---------------------------------------------------------------- breaks
+
+    def break_everywhere(self, reason: str) -> None:
+        """Break the group on every member, until all reset it."""
+        engine = self._engine
+        if not engine.closed and not engine.current.broken:
+            self.take_break(engine.current, reason)
+
+    def take_break(self, epoch: Epoch, reason: str) -> None:
+        """Break an epoch here, and tell the neighbours in the tree, which tell theirs."""
+        name = self._engine.name
+
+        def error() -> GroupBroken:
+            return GroupBroken(name, reason)
+
+        self.break_off(epoch, error, reason)
+        self._engine.resets.fail(error)
+        self.flood(("break", epoch.number, reason))
+
+    def break_off(self, epoch: Epoch, error: Callable[[], Exception], why: str) -> None:
+        """End an epoch at this member; from then on every operation raises the error."""
+        epoch.fault = error
+        epoch.end(error, why)
+        epoch.plane.abandon()
+
+    def end_with_parent(self, parent: str, why: str) -> None:
+        """Break for good: the group that this one was split from ended its epoch."""
+        engine = self._engine
+        if not engine.closed:
+            reason = f"group {parent!r}, which it was split from, ended its epoch ({why})"
+            self.outlived = lambda: GroupBroken(engine.name, reason, "reset the parent and split it again")
+            self.break_off(engine.current, self.outlived, reason)
+
+    # ------------------------------------------------------ deaths and leaving
+
+    def lose(self, rank: int, cause: str) -> None:
+        """Take note that a member died; everything that is pending raises PeerLost, and every later operation."""
+        engine = self._engine
+        if engine.closed or rank in self.lost or rank == engine.rank:
+            return
+        if rank in self.left:
+            return  # it had said goodbye before its link ended
+        self.lost[rank] = cause
+        error = partial(self.peer_lost, rank, cause)
+        self.break_off(engine.current, error, str(error()))
+        engine.resets.lose(rank, error)
+        if len(self.lost) == 1:
+            # Each part of the tree that the dead cut off has a neighbour of theirs in it, whose link to them ended. The
+            # first loss breaks the group for all: telling of more would cost a message a pair where a gang ends.
+            self.flood(("lost", rank, cause))
+
+    def peer_lost(self, rank: int, cause: str) -> PeerLost:
+        """Return the error that names a member and why it is gone."""
+        member = self._engine.members[rank]
+        return PeerLost(member.role, member.rank, cause, doing=f"work of group {self._engine.name!r}")
+
+    def raise_lost(self) -> None:
+        """Raise PeerLost where a member has died or closed the group."""
+        for rank, cause in (self.lost | dict.fromkeys(self.left, LEFT)).items():
+            raise self.peer_lost(rank, cause)
+
+    def take_leave(self, rank: int, number: int, place: int) -> None:
+        """Take note that a member closes its group after its operations up to a place."""
+        epoch = self._engine.current
+        self.left[rank] = place if number == epoch.number else 0
+        self._engine.resets.fail(partial(self.peer_lost, rank, LEFT))
+        self.fail_left(epoch, rank)
+        epoch.streams.peer_left(rank)
+
+    def fail_left(self, epoch: Epoch, rank: int) -> None:
+        """Fail what needs a member that has closed its group."""
+        # Also where the epoch was cut already: it may have to be cut before that.
+        if not epoch.broken and (
+            any(place >= self.left[rank] for place in epoch.pending) or epoch.mailbox.waits_for(rank)
+        ):
+            self.cut(epoch, self.left[rank], partial(self.peer_lost, rank, LEFT))
+
+    # ------------------------------------------------------- from a place on
+
+    def error_at(self, epoch: Epoch, place: int) -> Exception:
+        """Return the error of a collective that was called at a place after the cut."""
+        if place in epoch.mismatches:
+            return CollectiveMismatch(self._engine.name, place, epoch.mismatches[place])
+        assert epoch.fault is not None
+        return epoch.fault()
+
+    def cut(self, epoch: Epoch, place: int, error: Callable[[], Exception]) -> None:
+        """Break an epoch from a place on: what comes before it still completes, once all members have called it."""
+        epoch.cut(place, error)
+        for entry in epoch.take_from(place):
+            entry.fail(error())
+        epoch.mailbox.end(error)
+        self.on_drained(epoch)
+
+    def on_drained(self, epoch: Epoch) -> None:
+        """Nothing is pending: an epoch that was cut ends where nothing can come before the cut any more."""
+        if epoch.drained and epoch.fault is not None:
+            self.break_off(epoch, epoch.fault, str(epoch.fault()))
+
+    def on_mismatch(self, epoch: Epoch, place: int, calls: Calls) -> None:
+        """The members called different things at a place."""
+        name = self._engine.name
+        epoch.mismatches[place] = calls
+        entry = epoch.pending.pop(place, None)
+        if entry is not None:
+            entry.fail(CollectiveMismatch(name, place, calls))
+        self.cut(epoch, place, lambda: GroupBroken(name, f"its members disagreed at place {place}"))
+
+    # ------------------------------------------------------------ what failed
+
+    def on_library_failed(self, epoch: Epoch, pending: Pending, error: BaseException) -> None:
+        """Break the group for an error below, unless the loss of a peer explains it within a moment."""
+        engine = self._engine
+        if epoch is not engine.current or pending.work.done():
+            return
+
+        def tell() -> None:
+            if epoch is engine.current and not pending.work.done():
+                epoch.pending.pop(pending.place, None)
+                pending.work._fail(error)
+                self.break_everywhere(f"{pending.work.description} failed on {engine.me}: {error}")
+
+        engine.loop.call_later(LIBRARY_GRACE, tell)
+
+    def on_transfer_failed(self, epoch: Epoch, rank: int, error: Exception) -> None:
+        """A rank could not be reached for the bytes of a message."""
+        if epoch is not self._engine.current or epoch.fault is not None:
+            return
+        if isinstance(error, LinkClosed):
+            self._engine.abandon()  # it is this member's own endpoint that has ended, and nobody else is lost
+        else:
+            self.lose(rank, str(error))
+
+    def on_transfer_ended(self, epoch: Epoch, rank: int) -> None:
+        """A rank has ended the channel of a message in the middle; of why, only its leaving may have been told."""
+        if epoch is self._engine.current and rank in self.left:
+            self.fail_left(epoch, rank)
+
+    # --------------------------------------------------------------- timeouts
+
+    def on_overdue(self, epoch: Epoch, pending: Pending) -> None:
+        """A collective has waited for the group's timeout."""
+        if not pending.work.done():
+            epoch.spawn(self._call_roll(epoch, pending))
+
+    async def _call_roll(self, epoch: Epoch, pending: Pending) -> None:
+        engine = self._engine
+        behind = await self._roll.behind(engine.others(), epoch.number, pending.place)
+        if pending.work.done():
+            return
+        if behind:
+            self.flood(("timeout", epoch.number, pending.work.description, behind), everyone=True)
+            self.time_out(epoch, pending.work.description, behind)
+        else:  # all have come by now: the verdict is on its way
+            pending.timer = engine.loop.call_later(rollcall.WAIT, self.on_overdue, epoch, pending)
+
+    def time_out(self, epoch: Epoch, description: str, behind: list[int]) -> None:
+        """End an epoch in which some members did not come in time."""
+        engine = self._engine
+        missing = [engine.name_of(rank) for rank in behind]
+        reason = f"{description} timed out after {engine.timeout:g} s, waiting for {', '.join(missing)}"
+        for entry in epoch.pending.values():
+            entry.fail(CollectiveTimeout(engine.name, entry.work.description, engine.timeout, missing))
+        self.break_off(epoch, lambda: GroupBroken(engine.name, reason), reason)
+
+    def hear_roll(self, src: int, message: tuple[Any, ...]) -> None:
+        """Take a ("roll?" | "roll.", ...) message: how far another member has come, or wants to know this one has."""
+        if message[0] == "roll?":
+            self._roll.answer(src, message, self._engine.current.number, self._engine.current.next_place)
+        else:
+            self._roll.hear(src, message)
+
+    # ---------------------------------------------------------------- telling
+
+    def flood(self, message: tuple[Any, ...], *, everyone: bool = False) -> None:
+        """Post a message to the neighbours in the tree, or to everyone, less those that are lost."""
+        engine = self._engine
+        ranks = range(engine.size) if everyone else tree.neighbours(engine.rank, engine.size)
+        for rank in ranks:
+            if rank != engine.rank and rank not in self.lost:
+                engine.fabric.post(rank, message)
