@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CAPACITY = 4096
-RACES = 200_000
+RACES = 1_000_000
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def play(end: region.Region, seed: int, *, first: bool) -> bool:
 
 
 @pytest.mark.skipif(not ring.usable(), reason="rings need the store order of x86")
-def test_sleep_races_lose_no_wake_up() -> None:
+def test_a_million_sleep_races_lose_no_wake_up() -> None:
     end, descriptors = region.create()
     other = subprocess.Popen(
         [sys.executable, __file__, *map(str, descriptors)],
