@@ -142,6 +142,12 @@ class Engine:
     # ----------------------------------------------------------- collectives
 
     @property
+    def hosts(self) -> Sequence[str] | None:
+        """The host of each rank; None where all are on one."""
+        named = [member.address.host for member in self.members]
+        return named if len(set(named)) > 1 else None
+
+    @property
     def next_place(self) -> int:
         """The place that the next collective takes."""
         return self.current.next_place
@@ -158,6 +164,19 @@ class Engine:
             ranks.index(self.rank),
             name=f"{self.name}.split({color})",
             key=f"{self.key}/{self.current.number}.{place}.{color}",
+            credential=self.credential,
+            backend=self.backend,
+            timeout=self.timeout,
+        )
+
+    def companion(self, generation: int) -> Engine:
+        """Return an engine of a group of the same members, for what others than they call; not open yet."""
+        return Engine(
+            self.endpoint,
+            self.members,
+            self.rank,
+            name=self.name,
+            key=f"{self.key}/{self.current.number}.lane.{generation}",
             credential=self.credential,
             backend=self.backend,
             timeout=self.timeout,
@@ -304,6 +323,12 @@ class Engine:
             reason = f"group {parent!r}, which it was split from, ended its epoch ({why})"
             self._outlived = lambda: GroupBroken(self.name, reason, "reset the parent and split it again")
             self._break(self.current, self._outlived, reason)
+
+    def end_with(self, error: Callable[[], Exception]) -> None:
+        """Leave the group for good, at once: what is pending raises `error()`."""
+        if not self.closed:
+            self._break(self.current, error, str(error()))
+            self.abandon()
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a coroutine that is cancelled when the epoch ends, perhaps before its first step."""
@@ -470,6 +495,8 @@ class Engine:
             epoch.plane.hear(src, rest[0])
         elif kind == "stream":
             epoch.streams.hear(src, rest[0], rest[1])
+        elif kind == "lane":
+            epoch.lane.hear(rest[0])
         elif kind == "break":
             self._take_break(epoch, rest[0])
         elif kind == "timeout":
