@@ -114,9 +114,7 @@ class Lane:
         Raises:
             The error of the member that refused it, and what operations raise.
         """
-        fault = self._engine.fault() if self._ended is None else self._ended()
-        if fault is not None:
-            raise fault
+        self._check()
         entry = self._calls[call] = _Call(what, where, prepare)
         if self._rank == 0:
             self._line.append(call)
@@ -162,6 +160,15 @@ class Lane:
         for entry in calls.values():
             entry.fail(error())
         self._line.clear()
+
+    def _check(self) -> None:
+        """Raise what ended the group, or this epoch of it."""
+        fault = self._engine.fault() if self._ended is None else self._ended()
+        try:
+            if fault is not None:
+                raise fault
+        finally:
+            del fault  # as in `run`
 
     # ------------------------------------------------------------------ the order
 
