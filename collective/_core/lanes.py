@@ -23,7 +23,8 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from collective._core import tree
-from collective.errors import CollectiveError, CollectiveTimeout, GroupBroken, GroupClosed
+from collective._core.companions import Companions
+from collective.errors import CollectiveError, CollectiveTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -94,10 +95,7 @@ class Lane:
         self._line: deque[bytes] = deque()
         self._number = 0
         self._turn: _Turn | None = None
-        self._generation = 0
-        self._opening: asyncio.Task[Engine] | None = None
-        self._spoiled = False
-        """Some member has no companion of this generation."""
+        self._companions = Companions(engine)
         self._ended: Callable[[], Exception] | None = None
 
     async def run(self, call: bytes, what: str, where: str, prepare: Prepare) -> list[Any]:
@@ -154,8 +152,7 @@ class Lane:
         turn, self._turn = self._turn, None
         if turn is not None:
             self._dismiss(turn)
-        if self._opening is not None:
-            self._close_companion(self._opening)
+        self._companions.end(error)
         calls, self._calls = self._calls, {}
         for entry in calls.values():
             entry.fail(error())
@@ -176,9 +173,7 @@ class Lane:
         """On rank 0: have the next call in line prepared."""
         while self._turn is None and self._line and self._ended is None:
             self._number += 1
-            anew = self._spoiled or self._is_companion_lost()
-            self._spoiled = False
-            self._begin(self._number, self._line.popleft(), self._generation + anew)
+            self._begin(self._number, self._line.popleft(), self._companions.choose())
 
     def _begin(self, number: int, call: bytes, generation: int) -> None:
         turn = self._turn = _Turn(number, call, generation, {self._rank, *self._children})
@@ -188,7 +183,7 @@ class Lane:
             seconds = self._engine.timeout + LATER
             turn.timer = self._engine.loop.call_later(seconds, self._overdue, turn)
         # Whether or not its call has come: the others wait for it.
-        self._open_companion(generation)
+        self._companions.open(generation)
         entry = self._calls.get(call)
         if entry is not None:
             self._prepare(turn, entry)
@@ -199,21 +194,12 @@ class Lane:
         turn.preparing = self._engine.loop.create_task(self._get_ready(turn, entry), context=context)
 
     async def _get_ready(self, turn: _Turn, entry: _Call) -> None:
-        opening = self._opening
-        assert opening is not None
         error: Exception | None = None
-        spoiled = False
+        spoiled = True
         try:
-            spoiled = True
-            companion = turn.companion = await asyncio.shield(opening)
-            if (fault := companion.fault()) is not None:
-                raise fault
+            companion = turn.companion = await self._companions.current()
             spoiled = False
             turn.operations = await entry.prepare(companion)
-        except asyncio.CancelledError:
-            if not opening.cancelled():
-                raise
-            error = GroupClosed(self._engine.name, entry.what)
         except Exception as failure:
             error = failure
         self._answer(turn, error, spoiled=spoiled)
@@ -229,7 +215,8 @@ class Lane:
         if turn is not self._turn or turn.answered:
             return
         turn.waiting.discard(src)
-        self._spoiled = self._spoiled or spoiled
+        if spoiled:
+            self._companions.spoil()
         if error is None and turn.waiting:
             return
         turn.answered = True
@@ -289,49 +276,6 @@ class Lane:
             what = entry.what if entry is not None else "a collective"
             missing = [self._engine.name_of(rank) for rank in sorted(turn.waiting)]
             self._end(turn, CollectiveTimeout(self._engine.name, what, self._engine.timeout + LATER, missing))
-
-    # -------------------------------------------------------------- the companion
-
-    def _open_companion(self, generation: int) -> None:
-        """Form the companion, unless that has begun; all members do, at the first call of a generation."""
-        if self._opening is not None and generation == self._generation:
-            return
-        if self._opening is not None:
-            self._close_companion(self._opening)
-        self._generation = generation
-        self._opening = self._engine.loop.create_task(self._form(generation), context=Context())
-        self._opening.add_done_callback(_look_at)
-
-    async def _form(self, generation: int) -> Engine:
-        companion = self._engine.companion(generation)
-        await companion.open()
-        return companion
-
-    def _is_companion_lost(self) -> bool:
-        opening = self._opening
-        if opening is None or not opening.done():
-            return False
-        return opening.cancelled() or opening.exception() is not None or opening.result().fault() is not None
-
-    def _close_companion(self, opening: asyncio.Task[Engine]) -> None:
-        """End a companion, also one that is being formed."""
-        opening.cancel()
-        opening.add_done_callback(self._on_closed)
-        if opening.done():
-            self._on_closed(opening)
-
-    def _on_closed(self, opening: asyncio.Task[Engine]) -> None:
-        if not opening.cancelled() and opening.exception() is None:
-            opening.result().end_with(self._ended or self._superseded)
-
-    def _superseded(self) -> Exception:
-        return GroupBroken(self._engine.name, "its collectives over references have begun anew", "call it again")
-
-
-def _look_at(task: asyncio.Task[Engine]) -> None:
-    """See how a companion's forming ended, also where no call of this member asks."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _portable(error: Exception | None) -> Exception | None:
