@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         RemoteTraceback,
     )
     from actors.gang import Gang
+    from actors.gang_handle import GangHandle
+    from actors.groups import GroupHandle
     from actors.handles import Handle, Handles
     from actors.role import Role
     from actors.streams import Stream, Streams
@@ -32,7 +34,9 @@ __all__ = [
     "ActorClosed",
     "ActorError",
     "Gang",
+    "GangHandle",
     "GangStartError",
+    "GroupHandle",
     "Handle",
     "Handles",
     "NotPicklable",
@@ -54,6 +58,8 @@ _HOMES = {
         "ActorClosed ActorError GangStartError NotPicklable NotReady RemoteCancelled RemoteError RemoteTraceback"
     ),
     "actors.gang": "Gang",
+    "actors.gang_handle": "GangHandle",
+    "actors.groups": "GroupHandle",
     "actors.handles": "Handle Handles",
     "actors.role": "Role",
     "actors.streams": "Stream Streams",

@@ -340,7 +340,7 @@ async def call(target: Target, method: Method, name: str, args: tuple[Any, ...],
     """
     data, buffers = dumps((args, kwargs), "an argument", name)
     made = connection_to(target).begin(method, data, buffers)
-    del data, buffers
+    del data, buffers, args, kwargs  # an error has this frame in its traceback, and is kept by `made`
     try:
         if made.place is not None:
             await made.leave()

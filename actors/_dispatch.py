@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import struct
 from contextvars import copy_context
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from actors import _protocol as protocol
 from actors._context import ActorContext, current
-from actors._interface import Interface
+from actors._interface import Interface, Kind, wire_name
 from actors._running import Ending, Running, Served
 from actors._session import Session
 from actors._threads import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from actors.actor import Actor
     from collective.abc import Channel, Endpoint
@@ -26,10 +27,21 @@ class Dispatcher:
 
     Made on the actor's loop, in the context that calls shall run in a copy of. The endpoint must grant the port
     `calls/<uid>` to the credential that handles carry.
+
+    :param beside: what else can be called, by names that no method can have.
     """
 
     def __init__(
-        self, instance: Actor, endpoint: Endpoint, *, role: str, rank: int, gang: str, uid: str, threads: int = 1
+        self,
+        instance: Actor,
+        endpoint: Endpoint,
+        *,
+        role: str,
+        rank: int,
+        gang: str,
+        uid: str,
+        threads: int = 1,
+        beside: Mapping[str, Callable[..., Coroutine[Any, Any, Any]]] = MappingProxyType({}),
     ) -> None:
         interface = Interface.of(type(instance))
         self.role = role
@@ -37,6 +49,9 @@ class Dispatcher:
         self.methods: Mapping[bytes, Served] = {
             method.wire: Served(name, f"{role}[{rank}].{name}", method.kind, getattr(instance, name))
             for name, method in interface.methods.items()
+        } | {
+            wire_name(name): Served(name, f"{role}[{rank}].{name}", Kind.ASYNC, function)
+            for name, function in beside.items()
         }
         self.closing = False
         self.workers = Workers(f"{role}[{rank}]", threads)

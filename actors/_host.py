@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from actors.abc import Launch
     from actors.actor import Actor
     from collective.abc import Channel, Endpoint, Link
+    from collective.by_reference import Request, Share
     from collective.group import Group
-    from collective.store import TensorStore
+    from collective.store import TensorRef, TensorStore
     from collective.types import GroupSpec
 
 Blueprint: TypeAlias = "tuple[type[Actor], tuple[Any, ...], Mapping[str, Any]]"
@@ -205,6 +206,12 @@ class Host:
         groups = {spec.name: self._groups[spec.name] for spec, _ in own}
         connect(self._actor, groups=groups, gang=roster.handles)
 
+    async def _take_part(self, request: Request, share: Share) -> TensorRef | None:
+        """Do this member's part of a collective over references."""
+        from collective.by_reference import take_part
+
+        return await take_part(self._groups[request.group], self._make_store, request, share)
+
     async def _form(self, roster: Roster, own: Sequence[tuple[GroupSpec, int]]) -> None:
         launch = self.launch
         from collective.formation import form_group  # imports numpy, which an actor without groups may not need
@@ -241,6 +248,7 @@ class Host:
             gang=launch.gang,
             uid=launch.uid,
             threads=launch.threads,
+            beside={protocol.TAKE_PART: self._take_part},
         )
         self._dispatcher.start()
 

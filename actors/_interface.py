@@ -31,10 +31,11 @@ class Method:
 
     __slots__ = ("_check", "_owner", "_parameters", "kind", "name", "wire")
 
-    def __init__(self, owner: str, name: str, kind: Kind, parameters: str) -> None:
+    def __init__(self, owner: str, name: str, kind: Kind, parameters: str, *, called: str | None = None) -> None:
+        """:param called: what requests say, where that is not the name."""
         self.name = name
         self.kind = kind
-        self.wire = len(name.encode()).to_bytes(2, "little") + name.encode()
+        self.wire = wire_name(name if called is None else called)
         self._owner = owner
         self._parameters = parameters
         self._check: Callable[..., None] | None = None
@@ -48,6 +49,11 @@ class Method:
             check = self._check = namespace[self.name]
             check.__qualname__ = f"{self._owner}.{self.name}"
         return check
+
+
+def wire_name(name: str) -> bytes:
+    """Return what a request says of the method that it calls."""
+    return len(name.encode()).to_bytes(2, "little") + name.encode()
 
 
 class Interface:

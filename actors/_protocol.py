@@ -49,6 +49,9 @@ ASIDE: Final = 0x80
 REFS: Final = 0x40
 KIND: Final = 0x3F
 
+TAKE_PART: Final = "a collective over references"
+"""What a CALL names that is for the actor as a member of a group, and no method of its class."""
+
 INLINE: Final = 32 << 10
 """Bytes of pickle above which it travels as a buffer: there, adding it to the header would cost a copy."""
 

@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from actors.gang_handle import GangHandle
+from actors.groups import GroupHandle
 from actors.handles import Handle, Handles
 from collective.types import Member
 
@@ -32,12 +34,17 @@ class Roster:
     specs: tuple[GroupSpec, ...]
 
     @cached_property
-    def handles(self) -> Mapping[str, Handles[Any]]:
-        """Handles of every role."""
-        return {
+    def handles(self) -> GangHandle:
+        """Handles of every role, and of every group."""
+        handles = {
             role: Handles(role, targets[0].interface, [Handle[Any](target) for target in targets])
             for role, targets in self.roles.items()
         }
+        groups = {
+            spec.name: GroupHandle(spec, [target for role in spec.roles for target in self.roles[role]])
+            for spec in self.specs
+        }
+        return GangHandle(handles, groups)
 
     @cached_property
     def members(self) -> Mapping[str, tuple[Member, ...]]:

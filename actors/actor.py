@@ -10,7 +10,7 @@ from actors.errors import NotReady
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from actors.handles import Handles
+    from actors.gang_handle import GangHandle
     from collective.group import Group
     from collective.store import TensorStore
 
@@ -22,7 +22,7 @@ class _Place:
     role: str
     rank: int
     groups: Mapping[str, Group] | None = None
-    gang: Mapping[str, Handles[Any]] | None = None
+    gang: GangHandle | None = None
     make_store: Callable[[], TensorStore] | None = None
     store: TensorStore | None = None
 
@@ -61,8 +61,8 @@ class Actor:
         return place.groups
 
     @property
-    def gang(self) -> Mapping[str, Handles[Any]]:
-        """Handles of every role of the gang, its own included."""
+    def gang(self) -> GangHandle:
+        """Handles of every role of the gang, its own included, by name; and of its groups, as `self.gang.groups`."""
         place = self.__placed("gang")
         if place.gang is None:
             raise place.too_early("gang")
@@ -96,7 +96,7 @@ class Actor:
         instance.__place = _Place(role, rank, make_store=make_store)
 
     @staticmethod
-    def _place_in_gang(instance: Actor, groups: Mapping[str, Group], gang: Mapping[str, Handles[Any]]) -> None:
+    def _place_in_gang(instance: Actor, groups: Mapping[str, Group], gang: GangHandle) -> None:
         place = instance.__placed("groups")
         place.groups, place.gang = groups, gang
 
@@ -123,6 +123,6 @@ def create(
     return instance
 
 
-def connect(instance: Actor, *, groups: Mapping[str, Group], gang: Mapping[str, Handles[Any]]) -> None:
+def connect(instance: Actor, *, groups: Mapping[str, Group], gang: GangHandle) -> None:
     """Give an actor its groups and its gang, before its `setup`."""
     Actor._place_in_gang(instance, groups, gang)

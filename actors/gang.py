@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from actors.abc import Runtime
+    from actors.groups import GroupHandle
     from actors.handles import Handles
     from collective.types import Address
     from scheduling.abc import Placement
@@ -51,7 +52,8 @@ class Gang:
     calls, runs every `teardown`, and returns when nothing is left; within 5 seconds, whatever the actors do. Each actor
     has 2.5 seconds for its teardown; then its process is killed, so that what `atexit` holds is not run.
 
-    `gang["trainer"]` and `gang[role]` are Handles; a type checker knows the second.
+    `gang["trainer"]` and `gang[role]` are Handles; a type checker knows the second. `gang.groups["dp"]` is a
+    GroupHandle.
 
     :param groups: collective groups of these roles; each actor finds its own in `self.groups`.
     :param placement: how the actors are spread over nodes; runtime "ray" only.
@@ -74,11 +76,11 @@ class Gang:
     ) -> None:
         self.name = name
         self.roles = tuple(roles)
-        self.groups = tuple(groups)
+        self._specs = tuple(groups)
         _check_roles(self.roles)
         if runtime not in _runtimes.NAMES:
             raise ValueError(f"unknown runtime {runtime!r}; {_known(runtime, _runtimes.NAMES)}")
-        _check_groups(self.groups, [role.name for role in self.roles], runtime)
+        _check_groups(self._specs, [role.name for role in self.roles], runtime)
         if isinstance(start_timeout, bool) or not isinstance(start_timeout, int | float):
             raise TypeError(f"start_timeout is {start_timeout!r}; it must be a number of seconds")
         if not start_timeout > 0:
@@ -111,9 +113,16 @@ class Gang:
         name = role.name if isinstance(role, Role) else role
         if name not in names:
             raise KeyError(f"gang {self.name!r} has no role {name!r}; {_known(name, names)}")
-        if self._roster is None:
-            raise NotReady(f"gang {self.name!r} has not started: use `async with` on it")
-        return self._roster.handles[name]
+        return self._started().handles[name]
+
+    @property
+    def groups(self) -> Mapping[str, GroupHandle]:
+        """References to its groups by name, for collectives over references: `gang.groups["dp"].allreduce(refs)`.
+
+        Raises:
+            NotReady: it has not started.
+        """
+        return self._started().handles.groups
 
     async def __aenter__(self) -> Self:
         """Start every actor, or none.
@@ -160,6 +169,11 @@ class Gang:
         roles = ", ".join(f"{role.name} x {role.count}" for role in self.roles)
         return f"<Gang {self.name!r}: {roles}; on {self._runtime_name}>"
 
+    def _started(self) -> Roster:
+        if self._roster is None:
+            raise NotReady(f"gang {self.name!r} has not started: use `async with` on it")
+        return self._roster
+
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -178,7 +192,7 @@ class Gang:
         try:
             async with asyncio.timeout_at(begun + self._start_timeout) as scope:
                 await crew.constructed()
-                roster = Roster(self._targets(crew), self.groups)
+                roster = Roster(self._targets(crew), self._specs)
                 await crew.perform(Phase.GROUPS, [roster.dumps()])
                 await crew.perform(Phase.SETUP)
         except TimeoutError:
@@ -211,7 +225,7 @@ class Gang:
     def _launches(self, secret: bytes, member: Credential, home: Address) -> list[Launch]:
         launches = []
         for role in self.roles:
-            specs = [spec for spec in self.groups if role.name in spec.roles]
+            specs = [spec for spec in self._specs if role.name in spec.roles]
             here = [Member(role.name, 0, home)]
             backends = tuple(dict.fromkeys(choose_backend(spec.backend, here) for spec in specs))
             for rank in range(role.count):

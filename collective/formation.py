@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from collective._backends import IN_PROCESS, plane_between
+from collective._backends import IN_PROCESS, plane_between, planes_of, settle
 from collective._core.engine import Engine
 from collective.group import Group
 
@@ -62,3 +62,9 @@ def choose_backend(backend: str, members: Sequence[Member]) -> str:
     if in_one_process:
         return "memory"
     return plane_between([address.host for address in addresses])
+
+
+def backends_between(backend: str, members: Sequence[Member]) -> tuple[str, ...]:
+    """Return the names of what moves the data of a group of these members, as its `Group.backends` on rank 0."""
+    hosts = [member.address.host for member in members]
+    return planes_of(settle(choose_backend(backend, members), hosts), hosts)

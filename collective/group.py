@@ -203,9 +203,7 @@ class Group:
             read-only tensors: there a write copies its page, or each gets a tensor of its own.
         """
         engine = self._engine
-        place = engine.next_place
-        named = [member.address.host for member in engine.members]
-        hosts = named if len(set(named)) > 1 else None
+        place, hosts = engine.next_place, engine.hosts
         return self._collective(
             "repartition",
             lambda rank, size: Repartition(

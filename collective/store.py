@@ -15,6 +15,7 @@ from collective._core.offload import LONG, offload
 from collective._links.mapping import PAGE, round_up
 from collective._store import trees
 from collective._store.blocks import Blocks, describe_full
+from collective._store.drafts import Draft, lay_out
 from collective._store.holding import UNTOLD, holder_of
 from collective._store.refs import TensorRef
 from collective._store.room import Room
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from collective._store.blocks import Memory
+    from collective._store.drafts import Blank
     from collective._store.trees import Tree
     from collective.abc import Endpoint
     from collective.tensors import Array
@@ -70,10 +72,7 @@ class TensorStore:
         found = [self._blocks.find(array) for array in tree.arrays]
         plan = trees.plan(tree, [place is not None for place in found])
         wanted = sum(round_up(nbytes) for nbytes in plan.sizes if nbytes is not None)
-        if wanted > self._room.limit:
-            raise ValueError(
-                f"{self!r}: {wanted} bytes can never be put into {self._room.limit}; raise Role(store_bytes=...)"
-            )
+        self._check_limit(wanted)
         stored = iter([place[0] for place in found if place is not None])
         kept = [None if nbytes is not None else next(stored) for nbytes in plan.sizes]
         if wanted:
@@ -84,14 +83,7 @@ class TensorStore:
             if place is not None:
                 parts[leaf.part] = parts[leaf.part][place[1] : place[1] + array.nbytes]
         await _copy(tree, plan, parts)
-        self._check_open()
-        spec = trees.Spec(tree.form, plan.leaves)
-        for memory in memories:
-            self._blocks.use(memory)
-        entry = self._books.add(spec, memories, parts)
-        return TensorRef(
-            self._where, entry.number, spec.summary, hold=self._books.own.hold(entry.number, UNTOLD)
-        )
+        return self._enter(trees.Spec(tree.form, plan.leaves), memories, parts)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Array:
         """Return a new array in the store, of torch where `dtype` is torch's: `put` does not copy it.
@@ -117,9 +109,7 @@ class TensorStore:
             TypeError: it is another.
             RefLost: the entry is gone.
         """
-        from collective._store import _ray_refs
-
-        return await _ray_refs.from_object_ref(found)
+        return await from_object_ref(found)
 
     def statistics(self) -> StoreStatistics:
         """Return what it holds, by whom and how long."""
@@ -147,6 +137,53 @@ class TensorStore:
     def _check_open(self) -> None:
         if self._closed:
             raise RefLost("a put", self._where.owner, "its store was closed")
+
+    def _check_limit(self, wanted: int) -> None:
+        if wanted > self._room.limit:
+            raise ValueError(
+                f"{self!r}: {wanted} bytes can never be put into {self._room.limit}; raise Role(store_bytes=...)"
+            )
+
+    def _enter(self, spec: trees.Spec, memories: Sequence[Memory], parts: list[memoryview]) -> TensorRef:
+        """Make an entry of memory that was written."""
+        self._check_open()
+        for memory in memories:
+            self._blocks.use(memory)
+        entry = self._books.add(spec, memories, parts)
+        return TensorRef(
+            self._where, entry.number, spec.summary, hold=self._books.own.hold(entry.number, UNTOLD)
+        )
+
+    async def _draft(self, form: Any, blanks: Sequence[Blank]) -> Draft:
+        """Return memory for tensors that stand in the places of a form, to be written and then put without a copy.
+
+        Waits for room as `put` does, and raises what that raises.
+        """
+        self._check_open()
+        spec, sizes = lay_out(form, blanks)
+        wanted = sum(map(round_up, sizes))
+        self._check_limit(wanted)
+        if wanted:
+            await self._take(wanted)
+            self._check_open()
+        return Draft(spec, self._allocate(sizes, [None] * len(sizes), wanted), self._enter)
+
+    def _look(self, ref: TensorRef) -> tuple[trees.Spec, list[np.ndarray]]:
+        """Return what one of its own refs refers to, in place: arrays in the order of their places.
+
+        They are good as long as the ref is kept. Nobody may write to them, though numpy would let him.
+
+        Raises:
+            ValueError: it is a ref of another store. RefLost: the entry is gone.
+        """
+        where, number, _, keys = ref._record()
+        if where.uid != self._where.uid:
+            raise ValueError(f"{ref!r} is of another store than {self!r}")
+        data, found = self._books.own.find(number, keys, repr(ref))
+        spec = trees.Spec.loads(data)
+        if isinstance(found, np.ndarray):
+            return spec, [found]
+        return spec, [leaf.view(found[leaf.part]) for leaf in spec.leaves]
 
     def _settle(self) -> None:
         """Free what was let go of, so that the same warm memory is used again."""
@@ -182,6 +219,13 @@ class TensorStore:
             self._blocks.leave(memory)
         entry.memories, entry.parts = (), []
         self._blocks.settle()
+
+
+async def from_object_ref(found: Any) -> TensorRef:
+    """See `TensorStore.from_object_ref`, which needs no store."""
+    from collective._store import _ray_refs
+
+    return await _ray_refs.from_object_ref(found)
 
 
 async def _copy(tree: Tree, plan: trees.Plan, parts: Sequence[memoryview]) -> None:

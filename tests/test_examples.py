@@ -14,10 +14,11 @@ SAYS = {
     "mixed_kinds.py": "counter: allreduce gave numpy [11.0, 22.0], broadcast gave torch [0, 1, 2]",
     "overlap.py": "worker[2] averaged layer 0 to 1.0 and layer 1 to 11.0",
     "two_groups.py": "player[1] was given weights of [1.5, 3.0, 4.5]",
+    "weight_sync.py": "served whole (",
 }
 """What each example prints, among other things."""
 
-SHORT = {"digits.py": ["--epochs", "6", "--readers", "3"]}
+SHORT = {"digits.py": ["--epochs", "6", "--readers", "3"], "weight_sync.py": ["--width", "64"]}
 
 # On Ray, `make demo` runs digits.py, and test_digits.py what is in it.
 RUNS = [(name, "inproc") for name in SAYS] + [("hello.py", "ray")]

@@ -69,6 +69,13 @@ def settle(name: str, hosts: Sequence[str]) -> str:
     return plane_between(hosts) if name == "two-level" else name
 
 
+def planes_of(name: str, hosts: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of what a settled data plane moves data by, as `DataPlane.backends` on rank 0."""
+    if name != "two-level":
+        return (name,)
+    return tuple(dict.fromkeys((plane_within_a_host(list(hosts).count(hosts[0]) if hosts[0] else 1), "gloo")))
+
+
 def preload(names: Iterable[str]) -> None:
     """Import what these data planes will import when they open; blocks for seconds, so run it in a thread.
 

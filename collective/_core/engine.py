@@ -139,6 +139,12 @@ class Engine:
     # ----------------------------------------------------------- collectives
 
     @property
+    def hosts(self) -> Sequence[str] | None:
+        """The host of each rank; None where all are on one."""
+        named = [member.address.host for member in self.members]
+        return named if len(set(named)) > 1 else None
+
+    @property
     def next_place(self) -> int:
         """The place that the next collective takes."""
         return self.current.next_place
@@ -155,6 +161,19 @@ class Engine:
             ranks.index(self.rank),
             name=f"{self.name}.split({color})",
             key=f"{self.key}/{self.current.number}.{place}.{color}",
+            credential=self.credential,
+            backend=self.backend,
+            timeout=self.timeout,
+        )
+
+    def companion(self, generation: int) -> Engine:
+        """Return an engine of a group of the same members, for what others than they call; not open yet."""
+        return Engine(
+            self.endpoint,
+            self.members,
+            self.rank,
+            name=self.name,
+            key=f"{self.key}/{self.current.number}.lane.{generation}",
             credential=self.credential,
             backend=self.backend,
             timeout=self.timeout,

@@ -9,6 +9,7 @@ from collective._backends import make_plane
 from collective._core.agreement import Agreement
 from collective._core.cards import Cards
 from collective._core.flows import Flows
+from collective._core.lanes import Lane
 from collective._core.mailbox import Mailbox
 from collective._core.pipeline import Pipeline
 from collective._core.row_streams import Streams
@@ -65,6 +66,7 @@ class Epoch:
             engine.fabric.forget,
             shared=engine.endpoint.address.shm is not None,
         )
+        self.lane = Lane(engine, post=lambda rank, message: post(rank, ("lane", number, message)))
         self.plane = make_plane(
             engine.backend,
             PlaneContext(
@@ -176,6 +178,7 @@ class Epoch:
         self.mailbox.end(error)
         self.flows.end()
         self.streams.end()
+        self.lane.end(error)
         for task in self.tasks:
             task.cancel()
         callbacks, self.on_end = self.on_end, []

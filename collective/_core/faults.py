@@ -74,6 +74,13 @@ class Faults:
             self.outlived = lambda: GroupBroken(engine.name, reason, "reset the parent and split it again")
             self.break_off(engine.current, self.outlived, reason)
 
+    def end_with(self, error: Callable[[], Exception]) -> None:
+        """Leave the group for good, at once: what is pending raises `error()`."""
+        engine = self._engine
+        if not engine.closed:
+            self.break_off(engine.current, error, str(error()))
+            engine.abandon()
+
     # ------------------------------------------------------ deaths and leaving
 
     def lose(self, rank: int, cause: str) -> None:

@@ -62,6 +62,8 @@ class Hearing:
             epoch.plane.hear(src, rest[0])
         elif kind == "stream":
             epoch.streams.hear(src, rest[0], rest[1])
+        elif kind == "lane":
+            epoch.lane.hear(rest[0])
         elif kind == "break":
             self._engine.faults.take_break(epoch, rest[0])
         elif kind == "timeout":

@@ -246,7 +246,8 @@ class ReduceScatter(_Reduction):
         self.op = _reduce_op(op, self.spec)
         if not self.spec.shape:
             raise ValueError("reduce_scatter cuts along dimension 0 and the tensor has none; reshape it to (1,)")
-        self.splits = _chunks(self.spec.shape[0], size) if splits is None else _check_splits(splits, self.spec, size)
+        rows = self.spec.shape[0]
+        self.splits = chunks(rows, size) if splits is None else check_splits(splits, rows, size)
         self.shape = (self.splits[rank], *self.spec.shape[1:])
         if out is not None:
             check_out(out, self.spec._replace(shape=self.shape), inputs=[tensor])
@@ -402,20 +403,25 @@ def _reduce_op(op: Any, spec: Spec) -> ReduceOp:
     return op
 
 
-def _chunks(rows: int, size: int) -> tuple[int, ...]:
+def chunks(rows: int, size: int) -> tuple[int, ...]:
     """Return the lengths that torch.chunk cuts, with empty parts where it returns fewer."""
     length = -(-rows // size)
     return tuple(max(0, min(length, rows - rank * length)) for rank in range(size))
 
 
-def _check_splits(splits: Any, spec: Spec, size: int) -> tuple[int, ...]:
+def check_splits(splits: Any, count: int, size: int) -> tuple[int, ...]:
+    """Return the row counts of `size` parts of so many rows.
+
+    Raises:
+        TypeError: they are none. ValueError: they do not fit.
+    """
     try:
         rows = tuple(int(length) for length in splits)
     except (TypeError, ValueError):
         raise TypeError(f"splits is {splits!r}; a sequence of {size} row counts") from None
-    if len(rows) != size or min(rows) < 0 or sum(rows) != spec.shape[0]:
+    if len(rows) != size or min(rows) < 0 or sum(rows) != count:
         raise ValueError(
-            f"splits {list(rows)} do not cut {spec.shape[0]} rows into {size} parts: they sum to {sum(rows)} "
+            f"splits {list(rows)} do not cut {count} rows into {size} parts: they sum to {sum(rows)} "
             f"and there are {len(rows)} of them"
         )
     return rows

@@ -43,6 +43,8 @@ class _Leaf:
     local: Any = None
     spec: Spec | None = None
     """What this rank holds of it, if anything."""
+    out: np.ndarray | None = None
+    """Where this rank's part goes, if that is given."""
     dtype: str = ""
     result: np.ndarray | None = None
     mates: Sequence[int] = ()
@@ -54,6 +56,7 @@ class Repartition(Operation):
 
     :param flows: the channels of the epoch, and the place there, over which it moves.
     :param hosts: the host of each rank; None where all are on one.
+    :param out: arrays of numpy to write, in the structure of `dst`; not with `share`.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Repartition(Operation):
         place: int,
         hosts: Sequence[str] | None,
         share: bool = False,
+        out: Any = None,
     ) -> None:
         super().__init__(rank, size)
         self._flows = flows
@@ -75,8 +79,11 @@ class Repartition(Operation):
         self._hosts = hosts
         self._share = share
         self._structure = dst
-        self._leaves = _pair(src, dst, size)
+        self._leaves = [_Leaf(*each) for each in pair(src, dst, size)]
         self._take(local, src)
+        targets = trees.match(out, dst, "out", "dst")
+        for leaf in self._leaves:
+            leaf.out = targets[leaf.path]
         held = [leaf.spec for leaf in self._leaves if leaf.spec is not None]
         self._kind, self._device = (held[0].kind, held[0].device) if held else ("", "")
         if held:
@@ -123,7 +130,7 @@ class Repartition(Operation):
                 leaf.mates = plan.mates(self.rank)
             if plan.takes(self.rank):
                 make = shareable if len(leaf.mates) > 1 else np.empty
-                leaf.result = make(leaf.dst.local_shape(self.rank), dtype)
+                leaf.result = leaf.out if leaf.out is not None else make(leaf.dst.local_shape(self.rank), dtype)
             source = None if leaf.local is None else tensors.to_host(leaf.local)
             jobs.append(Job(plan.part(self.rank), source, leaf.result, leaf.src.partial))
             leaf.local = None
@@ -215,8 +222,12 @@ class Repartition(Operation):
                 self.stage_bytes += copies(array, spec)
 
 
-def _pair(src: Any, dst: Any, size: int) -> list[_Leaf]:
-    """Return the tensors of two structures of layouts, which fit together and into a group of that size."""
+def pair(src: Any, dst: Any, size: int) -> list[tuple[trees.Path, Layout, Layout]]:
+    """Return the tensors of two structures of layouts, which fit together and into a group of that size.
+
+    Raises:
+        TypeError, ValueError: they do not.
+    """
     targets = trees.match(dst, src, "dst", "src")
     pairs = []
     for path, source in trees.leaves(src):
@@ -227,7 +238,7 @@ def _pair(src: Any, dst: Any, size: int) -> list[_Leaf]:
             if layout.last_rank >= size:
                 raise ValueError(f"{what} is {layout!r}, and the group has ranks 0 to {size - 1}")
         planning.check(source, target, where=trees.name(path))
-        pairs.append(_Leaf(path, source, target))
+        pairs.append((path, source, target))
     return pairs
 
 

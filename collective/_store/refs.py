@@ -217,9 +217,10 @@ class TensorRef(freight.Ref):
         """Return what says which entry it is, and which part of that."""
         return self._where, self._number, tuple(self._summary), self._keys
 
-    async def _confirm(self) -> None:
-        """Return once the owner has counted it. Raises: RefLost."""
-        await self._held().source.fetch(self._number, None, repr(self))
+    async def _confirm(self) -> Spec:
+        """Return what it consists of, once the owner has counted it. Raises: RefLost."""
+        found = await self._held().source.fetch(self._number, None, repr(self))
+        return Spec.loads(found.spec)
 
     async def _fetch(self) -> Found:
         hold = self._held()

@@ -184,10 +184,19 @@ class OwnSource(Source):
         super().__init__(books.holder, books.where)
         self._books = books
 
-    async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
+    def find(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> tuple[bytes, list[memoryview] | np.ndarray]:
+        """Return what `Books.find` does.
+
+        Raises:
+            RefLost: it is gone.
+        """
         found = self._books.find(entry, keys)
         if found is None:
             raise RefLost(ref, self.where.owner, _NOT_THERE)
+        return found
+
+    async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
+        found = self.find(entry, keys, ref)
         return Found(found[0], self._books.show(entry, await _in_order(found[1])))
 
     def _say(self, message: bytes) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, assert_type
 
-from actors import Actor, Gang, Handle, Handles, Role
+from actors import Actor, Gang, GroupHandle, Handle, Handles, Role, TensorRef
+from collective import Layout
 
 
 class Trainer(Actor):
@@ -26,6 +27,13 @@ async def use(gang: Gang) -> None:
         assert_type(await gang[trainer].call(Trainer.fit, 100), list[float])
         await gang[trainer].call(Trainer.fit, "100")  # error
         gang[0]  # error
+        assert_type(gang.groups["dp"], GroupHandle)
+        refs: list[TensorRef] = []
+        assert_type(await gang.groups["dp"].allreduce(refs), list[TensorRef])
+        rows = Layout((4, 4), 2, 1)
+        assert_type(await gang.groups["dp"].repartition([None, *refs], rows, rows), list[TensorRef | None])
+        await gang.groups["dp"].allreduce([3])  # error
+        await gang.groups["dp"].allgather([None])  # error
     Role("trainer", int, 2)  # error
     Role("trainer", Trainer, 2, (3,))  # error
     Gang("trainer")  # error

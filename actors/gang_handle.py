@@ -1,0 +1,40 @@
+"""A reference to a gang: its actors and its groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from actors.handles import Handles
+
+if TYPE_CHECKING:
+    from actors.groups import GroupHandle
+
+
+class GangHandle(Mapping[str, Handles[Any]]):
+    """What an actor has of its gang, `self.gang`: the Handles of each role by name, and `groups`. Picklable."""
+
+    def __init__(self, roles: Mapping[str, Handles[Any]], groups: Mapping[str, GroupHandle]) -> None:
+        self._roles = dict(roles)
+        self._groups = dict(groups)
+
+    @property
+    def groups(self) -> Mapping[str, GroupHandle]:
+        """The groups by name, to call collectives over references on; also those that this actor is no member of."""
+        return MappingProxyType(self._groups)
+
+    def __getitem__(self, role: str) -> Handles[Any]:
+        return self._roles[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._roles)
+
+    def __len__(self) -> int:
+        return len(self._roles)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return GangHandle, (self._roles, self._groups)
+
+    def __repr__(self) -> str:
+        return f"<GangHandle: {', '.join(map(repr, self._roles.values()))}; groups {', '.join(self._groups) or 'none'}>"
