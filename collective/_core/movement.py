@@ -18,7 +18,7 @@ import numpy as np
 from collective import reductions
 from collective._core.offload import LONG, offload
 from collective._core.streams import DST, SRC, Stream, view_of
-from collective._routes import CONTRIBUTION, RESULT, Part, Route
+from collective._rings import CONTRIBUTION, RESULT, Ring, Route
 from collective.errors import CollectiveError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from collective._boxes import Box
     from collective._core.flows import Flows
+    from collective._pairs import Part
     from collective.abc import Channel, Message
     from collective.types import ReduceOp
 
@@ -198,7 +199,7 @@ class Movement:
                         sizes[sender] = sizes.get(sender, 0) + total.box.volume * job.result.itemsize
         for sender, size in sizes.items():
             memory = self._operands[sender] = np.empty(size, np.uint8)
-            stream = self._in[Route(CONTRIBUTION, sender, (self._rank,), 1)] = Stream()
+            stream = self._in[Route(CONTRIBUTION, sender, Ring((self._rank,)))] = Stream()
             stream.add_flat(memory)
             self._awaited += size
         if not sizes:
@@ -242,7 +243,7 @@ class Movement:
             if route in self._out:
                 if route.kind == RESULT:
                     await self._reduced.wait()
-                for offset, data in self._out[route].messages(PACKED, PLAIN if len(route.order) == 1 else PACKED):
+                for offset, data in self._out[route].messages(PACKED, PLAIN if route.ring.size == 1 else PACKED):
                     await channel.send(_HEADER.pack(number, offset), [data])
 
     async def _pass_on(self, channel: Channel, edge: _Edge) -> None:
