@@ -17,12 +17,12 @@ import numpy as np
 
 from collective import reductions
 from collective._core.offload import LONG, offload
-from collective._core.streams import DST, SRC, Stream, view_of
+from collective._core.streams import DST, SRC, Stream, cut, view_of
 from collective._rings import CONTRIBUTION, RESULT, Ring, Route
 from collective.errors import CollectiveError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from collective._boxes import Box
     from collective._core.flows import Flows
@@ -114,6 +114,8 @@ class Movement:
         """Bytes of operands that have not come."""
         self._operands_came = asyncio.Event()
         self._reduced = asyncio.Event()
+        self._stopped = False
+        """Whether nothing is to be written any more."""
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for job in jobs:
             self._take(job)
@@ -282,9 +284,12 @@ class Movement:
     async def _compute(self) -> bool:
         """Copy what stays, and reduce once all operands have come."""
         run = offload if self._long else _at_once
-        await run(self._keep)
-        await self._operands_came.wait()
-        await run(self._reduce)
+        try:
+            await run(self._keep)
+            await self._operands_came.wait()
+            await run(self._reduce)
+        finally:
+            self._stopped = True  # where the epoch has ended: the results may be memory that the caller uses again
         self._operands.clear()
         self._reduced.set()
         self._post(results=True)
@@ -295,7 +300,8 @@ class Movement:
             for box in job.part.keeps:
                 assert job.source is not None
                 assert job.result is not None
-                view_of(job.result, box, DST)[...] = view_of(job.source, box, SRC)
+                for part in self._chunks(box, job.source.itemsize):
+                    view_of(job.result, part, DST)[...] = view_of(job.source, part, SRC)
 
     def _reduce(self) -> None:
         used = dict.fromkeys(self._operands, 0)
@@ -303,13 +309,21 @@ class Movement:
             for total in job.part.sums:
                 assert job.result is not None
                 assert job.op is not None
-                operands = [self._operand(job, total.box, sender, used) for sender in total.senders]
-                out = view_of(job.result, total.box, DST)
-                direct = out.flags.c_contiguous
-                target = out.reshape(-1) if direct else np.empty(out.size, out.dtype)
-                reductions.reduce_arrays(operands, job.op, target)
-                if not direct:
-                    out[...] = target.reshape(out.shape)
+                for part in self._chunks(total.box, job.result.itemsize):
+                    operands = [self._operand(job, part, sender, used) for sender in total.senders]
+                    out = view_of(job.result, part, DST)
+                    direct = out.flags.c_contiguous
+                    target = out.reshape(-1) if direct else np.empty(out.size, out.dtype)
+                    reductions.reduce_arrays(operands, job.op, target)
+                    if not direct:
+                        out[...] = target.reshape(out.shape)
+
+    def _chunks(self, box: Box, itemsize: int) -> Iterator[Box]:
+        """Yield a box in parts of a length that the end of the epoch can wait for, up to that."""
+        for part in cut(box, max(1, LONG // itemsize)):
+            if self._stopped:
+                return
+            yield part
 
     def _operand(self, job: Job, box: Box, sender: int, used: dict[int, int]) -> np.ndarray:
         if sender == self._rank:
