@@ -1,7 +1,8 @@
 """What it costs to move a tensor that 4 ranks hold by rows to 2 others, between processes of one host.
 
-By `repartition`, against what is done without it: one of the 4 gathers, and broadcasts to the 2, who cut out their
-parts. A sample is one operation on one of the 2, in a row of several.
+By `repartition`, into new arrays and into the same ones again (`out`), against what is done without it: one of the 4
+gathers, and broadcasts to the 2, who cut out their parts. A sample is one operation on one of the 2, in a row of
+several.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ REPEAT = 7
 SOURCES, TARGETS = 4, 2
 ROWS = {64 << 10: 50, 1 << 20: 20, 16 << 20: 5, 128 << 20: 2}
 """Bytes of the whole tensor; operations in a row."""
-OURS, BY_HAND = "Gangline", "gather, broadcast"
+OURS, INTO, BY_HAND = "Gangline", "Gangline into out", "gather, broadcast"
 
 
 def measure(repeat: int) -> list[Measure]:
@@ -31,7 +32,7 @@ def measure(repeat: int) -> list[Measure]:
                 f"rows of {SOURCES} to {what} of {TARGETS}, {name(nbytes)}",
                 {
                     label: Entry(OURS, "move", (way, what, nbytes, row))
-                    for label, way in ((OURS, "repartition"), (BY_HAND, "by hand"))
+                    for label, way in ((OURS, "repartition"), (INTO, "into out"), (BY_HAND, "by hand"))
                 },
                 [Goal(OURS, BY_HAND, 1.0)] if nbytes >= 1 << 20 and what != "all" else [],
                 nbytes,

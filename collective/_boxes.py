@@ -74,14 +74,13 @@ def before(start: Sequence[int], shape: Sequence[int], whole: Sequence[int]) -> 
     return count
 
 
-def ranges(position: int, volume: int, total: int, parts: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, stop, part) of a block of elements that begins at a position of a total cut into equal parts."""
-    start = 0
-    while start < volume:
-        part = (position + start) * parts // total
-        stop = min(volume, -(-(part + 1) * total // parts) - position)
-        yield start, stop, part
-        start = stop
+def count(grid: Grid, cell: Cell, other: Grid, *, most: int | None = None) -> int:
+    """Return into how many boxes a destination cell falls that source cells share with it; `most`, if that is less."""
+    number = 1
+    for cut, part, facing in zip(grid.cuts, cell, other.cuts, strict=True):
+        hits = (hit for span in cut.spans(part) for hit in facing.find(span.whole, span.whole + span.length))
+        number *= sum(1 for _ in itertools.islice(hits, most))
+    return number if most is None else min(most, number)
 
 
 def part_of(box: Box, start: int, stop: int) -> list[Box]:

@@ -44,6 +44,8 @@ class Grid:
         self._strides = [math.prod(mesh[number + 1 :]) for number in range(len(mesh))]
         self._places = None if isinstance(ranks, range) else {rank: place for place, rank in enumerate(ranks)}
         repeats = self._offsets(self._repeating)
+        self.holders = len(repeats)
+        """How many ranks hold each cell, or each contribution to it."""
         self._shapes: dict[Cell, tuple[int, ...]] = {}
         self._known: dict[Cell, list[list[int]]] = {}
         self._offsets_of_copies = [[first + second for second in repeats] for first in self._offsets(self._adding)]

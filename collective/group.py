@@ -190,7 +190,7 @@ class Group:
         """Be done when every member has called it."""
         return self._collective("barrier", Barrier)
 
-    def repartition(self, local: Any, src: Any, dst: Any, *, share: bool = False) -> Work[Any]:
+    def repartition(self, local: Any, src: Any, dst: Any, *, share: bool = False, out: Any = None) -> Work[Any]:
         """Turn a tensor that is laid out as `src` says into one that is laid out as `dst` says.
 
         Every member calls it with the same layouts. Those in `src` pass their part, the others None; those in `dst` get
@@ -201,13 +201,18 @@ class Group:
         :param dst: the Layout that it shall have, likewise.
         :param share: the ranks of a host that get the same elements get read-only views of one copy. torch has no
             read-only tensors: there a write copies its page, or each gets a tensor of its own.
+        :param out: an array of this rank's part of `dst`, or a structure like `dst` of such arrays or Nones: the result
+            is written into them, and they are returned. Memory that is used again spares most of the cost of new. One
+            may be what is passed as `local`. Not with `share`. Until the Work is done, and where it fails, they hold
+            neither the old nor the new.
         """
         engine = self._engine
         place, hosts = engine.next_place, engine.hosts
         return self._collective(
             "repartition",
             lambda rank, size: Repartition(
-                rank, size, local, src=src, dst=dst, flows=engine.current.flows, place=place, hosts=hosts, share=share
+                rank, size, local, src=src, dst=dst, flows=engine.current.flows, place=place, hosts=hosts, share=share,
+                out=out,
             ),
         )
 

@@ -6,14 +6,17 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from collective._boxes import meet, shared
-from collective._routes import CONTRIBUTION, Part, Route, Router
+from collective._pairs import Part
+from collective._rings import CONTRIBUTION, Route
+from collective._routes import Router
 from collective.layouts import Layout
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from collective._boxes import Box
+    from collective._rings import Ring
 
 CACHED = 4096
 """Plans that are kept: a state dict has hundreds of tensors."""
@@ -28,11 +31,13 @@ class Traffic(NamedTuple):
 
 
 class Fairness(NamedTuple):
-    """By how many bytes the senders of the same elements differ at most, and the largest block, in bytes.
+    """By how many bytes ranks that could do the same work differ at most, and the largest block, in bytes.
 
-    The senders are the ranks that hold the same elements of the source, and those that pass on the same elements of the
-    destination where none of them has some already. There `difference` is never more than `block`, but where a source
-    that is Replicate and Partial at once shares ranks with the destination.
+    These are: ranks that hold the same elements of the source, or the same contribution to them, in what they send of
+    it; ranks of one host that lack the same elements, in what they pass on of them, and, where nothing is reduced, in
+    all that they pass on, if they hold the same of the source, too, or nothing; such ranks in what they reduce.
+    `difference` is never more than `block`, but where more than eight ranks of one host pass on: there each tree may
+    add two elements.
     """
 
     difference: int
@@ -134,9 +139,15 @@ class Plan:
             for holders in self.src.grid.copies(cell):
                 difference = max(difference, _difference([self._leaves(rank) for rank in holders]))
         for cell in self.dst.grid.cells:
-            for mates in self._router.by_host(self._router.takers(cell)):
-                if all(self.src.grid.cell_of(rank) is None for rank in mates):
-                    difference = max(difference, _difference([self._passes_on(rank) for rank in mates]))
+            takers = self._router.takers(cell)
+            difference = max(difference, self._apart({rank: self._reduces(rank) for rank in takers}))
+            for mates in self._router.by_host(takers):
+                passed = {rank: self._passes_on(rank) for rank in mates}
+                if self.src.partial is None:
+                    in_all = {rank: sum(rings.values()) for rank, rings in passed.items()}
+                    difference = max(difference, self._apart(in_all))
+                for ring in {ring for rings in passed.values() for ring in rings}:
+                    difference = max(difference, _difference([passed[rank].get(ring, 0) for rank in ring.ranks]))
         return Fairness(difference, block)
 
     def plot(self, file: str | os.PathLike[str]) -> None:
@@ -163,8 +174,23 @@ class Plan:
             return sum(self._bytes(boxes) for route, boxes in sends.items() if route.kind == CONTRIBUTION)
         return sum(map(self._bytes, self.part(rank).sends.values()))
 
-    def _passes_on(self, rank: int) -> int:
-        return sum(len(route.children(rank)) * self._bytes(boxes) for route, boxes in self.part(rank).receives.items())
+    def _passes_on(self, rank: int) -> dict[Ring, int]:
+        """Bytes that a rank passes on, by the ranks that lacked them."""
+        passed: dict[Ring, int] = {}
+        for route, boxes in self.part(rank).receives.items():
+            count = len(route.children(rank)) * self._bytes(boxes)
+            passed[route.ring] = passed.get(route.ring, 0) + count
+        return passed
+
+    def _reduces(self, rank: int) -> int:
+        return self._bytes(total.box for total in self.part(rank).sums)
+
+    def _apart(self, counts: Mapping[int, int]) -> int:
+        """Return by how much ranks differ at most that hold the same of the source, or nothing."""
+        alike: dict[object, list[int]] = {}
+        for rank, count in counts.items():
+            alike.setdefault(self.src.grid.cell_of(rank), []).append(count)
+        return max(map(_difference, alike.values()), default=0)
 
     def _least(self, wanted: Any) -> int:
         """Elements that must be sent for one cell, where contributions meet on the way to those who want it."""

@@ -284,7 +284,7 @@ def may_overlap(a: Array, b: Array) -> bool:
             return bool(np.shares_memory(to_host(a), to_host(b), _OVERLAP_WORK))
         except np.exceptions.TooHardError:
             return True
-    (first_a, last_a), (first_b, last_b) = _extent(a), _extent(b)
+    (first_a, last_a), (first_b, last_b) = extent(a), extent(b)
     return bool(first_a < last_b and first_b < last_a)
 
 
@@ -293,6 +293,20 @@ def same_memory(a: Array, b: Array) -> bool:
     if shape_of(a) != shape_of(b) or device_of(a) != device_of(b) or dtype_name(a) != dtype_name(b):
         return False
     return _layout(a) == _layout(b)
+
+
+def extent(x: Array) -> tuple[int, int]:
+    """Return the first byte of an array's memory and the one after its last."""
+    if kind_of(x) == "torch":
+        start, item = x.data_ptr(), x.element_size()
+        strides = [stride * item for stride in x.stride()]
+    elif kind_of(x) == "cupy":
+        start, item, strides = x.data.ptr, x.itemsize, list(x.strides)
+    else:
+        host = np.asarray(x)
+        start, item, strides = host.ctypes.data, host.itemsize, list(host.strides)
+    reach = [stride * (length - 1) for stride, length in zip(strides, shape_of(x), strict=True)]
+    return start + sum(r for r in reach if r < 0), start + sum(r for r in reach if r > 0) + item
 
 
 def reducers() -> dict[type, Callable[[Any], Any]]:
@@ -388,14 +402,3 @@ def _layout(x: Array) -> tuple[object, ...]:
         strides, lazy = x.strides, (False, False)
         start = x.data.ptr if kind == "cupy" else x.ctypes.data
     return start, lazy, tuple(stride for stride, length in zip(strides, shape_of(x), strict=True) if length > 1)
-
-
-def _extent(x: Array) -> tuple[int, int]:
-    """Return the first byte of an array's memory and the one after its last."""
-    if kind_of(x) == "torch":
-        start, item = x.data_ptr(), x.element_size()
-        strides = [stride * item for stride in x.stride()]
-    else:
-        start, item, strides = x.data.ptr if kind_of(x) == "cupy" else x.ctypes.data, x.itemsize, list(x.strides)
-    reach = [stride * (length - 1) for stride, length in zip(strides, shape_of(x), strict=True)]
-    return start + sum(r for r in reach if r < 0), start + sum(r for r in reach if r > 0) + item

@@ -27,7 +27,8 @@ LAYERS = {
     "collective": [
         {"types", "errors"},
         {"abc"},
-        {"_cuts", "_grids", "_boxes", "_routes", "_plots", "layouts", "planning"},
+        {"_cuts", "_grids", "_boxes", "_rings", "_tallies", "_relays", "_reductions"}
+        | {"_pairs", "_moving", "_summing", "_routes", "_plots", "layouts", "planning"},
         # Public, and below the private folders.
         {"tensors", "_torch_pickling", "reductions", "work", "scopes", "freight"},
         {"_core", "_backends", "_links", "_rows", "_store"},

@@ -1,4 +1,5 @@
-"""Ranks that move a tensor from one layout to another, a process each, on uvloop: by `repartition`, and by hand."""
+"""Ranks that move a tensor from one layout to another, a process each, on uvloop: by `repartition`, also
+into the same arrays again, and by hand."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ async def serve(turns: Turns) -> None:
 
     async def move(way: str, what: str, nbytes: int, count: int) -> list[float]:
         src, dst = layouts(what, nbytes, targets, member.group.size)
-        issue = (repartition if way == "repartition" else by_hand)(member.group, fewer, src, dst)
+        issue = WAYS[way](member.group, fewer, src, dst)
         await member.group.barrier()
         return await time_async_row(issue, count)
 
@@ -59,6 +60,13 @@ def repartition(group: Group, _: Group | None, src: Layout, dst: Layout) -> Call
     return lambda: group.repartition(part if group.rank in src.ranks else None, src, dst)
 
 
+def into_out(group: Group, _: Group | None, src: Layout, dst: Layout) -> Callable[[], Awaitable[object]]:
+    """Move it in one call, into the same arrays each time."""
+    part = held(group.rank, src)
+    out = np.zeros(dst.local_shape(group.rank), np.float32) if group.rank in dst.ranks else None
+    return lambda: group.repartition(part if group.rank in src.ranks else None, src, dst, out=out)
+
+
 def by_hand(group: Group, fewer: Group | None, src: Layout, dst: Layout) -> Callable[[], Awaitable[object]]:
     """Gather on the first who has some, broadcast to those who want it, and cut out."""
     part = held(group.rank, src)
@@ -73,6 +81,9 @@ def by_hand(group: Group, fewer: Group | None, src: Layout, dst: Layout) -> Call
         return np.ascontiguousarray(dst.local(group.rank, whole)) if group.rank in dst.ranks else None
 
     return move
+
+
+WAYS = {"repartition": repartition, "into out": into_out, "by hand": by_hand}
 
 
 def held(rank: int, src: Layout) -> np.ndarray:

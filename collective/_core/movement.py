@@ -17,15 +17,16 @@ import numpy as np
 
 from collective import reductions
 from collective._core.offload import LONG, offload
-from collective._core.streams import DST, SRC, Stream, view_of
-from collective._routes import CONTRIBUTION, RESULT, Part, Route
+from collective._core.streams import DST, SRC, Stream, cut, view_of
+from collective._rings import CONTRIBUTION, RESULT, Ring, Route
 from collective.errors import CollectiveError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from collective._boxes import Box
     from collective._core.flows import Flows
+    from collective._pairs import Part
     from collective.abc import Channel, Message
     from collective.types import ReduceOp
 
@@ -113,6 +114,8 @@ class Movement:
         """Bytes of operands that have not come."""
         self._operands_came = asyncio.Event()
         self._reduced = asyncio.Event()
+        self._stopped = False
+        """Whether nothing is to be written any more."""
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for job in jobs:
             self._take(job)
@@ -198,7 +201,7 @@ class Movement:
                         sizes[sender] = sizes.get(sender, 0) + total.box.volume * job.result.itemsize
         for sender, size in sizes.items():
             memory = self._operands[sender] = np.empty(size, np.uint8)
-            stream = self._in[Route(CONTRIBUTION, sender, (self._rank,), 1)] = Stream()
+            stream = self._in[Route(CONTRIBUTION, sender, Ring((self._rank,)))] = Stream()
             stream.add_flat(memory)
             self._awaited += size
         if not sizes:
@@ -242,7 +245,7 @@ class Movement:
             if route in self._out:
                 if route.kind == RESULT:
                     await self._reduced.wait()
-                for offset, data in self._out[route].messages(PACKED, PLAIN if len(route.order) == 1 else PACKED):
+                for offset, data in self._out[route].messages(PACKED, PLAIN if route.ring.size == 1 else PACKED):
                     await channel.send(_HEADER.pack(number, offset), [data])
 
     async def _pass_on(self, channel: Channel, edge: _Edge) -> None:
@@ -281,9 +284,12 @@ class Movement:
     async def _compute(self) -> bool:
         """Copy what stays, and reduce once all operands have come."""
         run = offload if self._long else _at_once
-        await run(self._keep)
-        await self._operands_came.wait()
-        await run(self._reduce)
+        try:
+            await run(self._keep)
+            await self._operands_came.wait()
+            await run(self._reduce)
+        finally:
+            self._stopped = True  # where the epoch has ended: the results may be memory that the caller uses again
         self._operands.clear()
         self._reduced.set()
         self._post(results=True)
@@ -294,7 +300,8 @@ class Movement:
             for box in job.part.keeps:
                 assert job.source is not None
                 assert job.result is not None
-                view_of(job.result, box, DST)[...] = view_of(job.source, box, SRC)
+                for part in self._chunks(box, job.source.itemsize):
+                    view_of(job.result, part, DST)[...] = view_of(job.source, part, SRC)
 
     def _reduce(self) -> None:
         used = dict.fromkeys(self._operands, 0)
@@ -302,13 +309,21 @@ class Movement:
             for total in job.part.sums:
                 assert job.result is not None
                 assert job.op is not None
-                operands = [self._operand(job, total.box, sender, used) for sender in total.senders]
-                out = view_of(job.result, total.box, DST)
-                direct = out.flags.c_contiguous
-                target = out.reshape(-1) if direct else np.empty(out.size, out.dtype)
-                reductions.reduce_arrays(operands, job.op, target)
-                if not direct:
-                    out[...] = target.reshape(out.shape)
+                for part in self._chunks(total.box, job.result.itemsize):
+                    operands = [self._operand(job, part, sender, used) for sender in total.senders]
+                    out = view_of(job.result, part, DST)
+                    direct = out.flags.c_contiguous
+                    target = out.reshape(-1) if direct else np.empty(out.size, out.dtype)
+                    reductions.reduce_arrays(operands, job.op, target)
+                    if not direct:
+                        out[...] = target.reshape(out.shape)
+
+    def _chunks(self, box: Box, itemsize: int) -> Iterator[Box]:
+        """Yield a box in parts of a length that the end of the epoch can wait for, up to that."""
+        for part in cut(box, max(1, LONG // itemsize)):
+            if self._stopped:
+                return
+            yield part
 
     def _operand(self, job: Job, box: Box, sender: int, used: dict[int, int]) -> np.ndarray:
         if sender == self._rank:

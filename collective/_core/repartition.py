@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collective import planning, reductions, tensors
-from collective._core import trees
+from collective._core import targets, trees
 from collective._core.movement import Job, Movement
 from collective._core.offload import LONG
 from collective._core.operands import Spec, copies, describe
@@ -43,9 +43,13 @@ class _Leaf:
     local: Any = None
     spec: Spec | None = None
     """What this rank holds of it, if anything."""
-    out: np.ndarray | None = None
-    """Where this rank's part goes, if that is given."""
+    copied: bool = False
+    """Whether that is copied first, as it is written to, too."""
     dtype: str = ""
+    out: Any = None
+    """The caller's array for this rank's part, if there is one."""
+    own: bool = False
+    """Whether it is written to only when it has all come: it is not one block of host memory."""
     result: np.ndarray | None = None
     mates: Sequence[int] = ()
     """Where a host's ranks share one copy: those that want this rank's part. The first has it, and shows it."""
@@ -56,7 +60,7 @@ class Repartition(Operation):
 
     :param flows: the channels of the epoch, and the place there, over which it moves.
     :param hosts: the host of each rank; None where all are on one.
-    :param out: arrays of numpy to write, in the structure of `dst`; not with `share`.
+    :param out: arrays that this rank's parts are written into, in a structure like `dst`.
     """
 
     def __init__(
@@ -81,14 +85,12 @@ class Repartition(Operation):
         self._structure = dst
         self._leaves = [_Leaf(*each) for each in pair(src, dst, size)]
         self._take(local, src)
-        targets = trees.match(out, dst, "out", "dst")
-        for leaf in self._leaves:
-            leaf.out = targets[leaf.path]
         held = [leaf.spec for leaf in self._leaves if leaf.spec is not None]
         self._kind, self._device = (held[0].kind, held[0].device) if held else ("", "")
-        if held:
+        outs = self._take_out(out, dst)
+        if held or outs is not None:
             names = tuple(None if leaf.spec is None else leaf.spec.dtype for leaf in self._leaves)
-            self.meta = (self._kind, self._device, names[0] if len(set(names)) == 1 else names)
+            self.meta = (self._kind, self._device, names[0] if len(set(names)) == 1 else names, outs)
         if sum(len(leaf.src.ranks) + len(leaf.dst.ranks) for leaf in self._leaves) >= _MANY:
             self.stage_bytes = LONG + 1
 
@@ -104,12 +106,13 @@ class Repartition(Operation):
         if not self._leaves:
             return
         assert metas is not None
-        known = {meta[2] for meta in metas if meta is not None}
+        known = {meta[2] for meta in metas if meta is not None and meta[2] is not None}
         if len(known) == 1 and isinstance(dtype := next(iter(known)), str):
             for leaf in self._leaves:
                 leaf.dtype = dtype
         else:
             self._agree_on_each(metas)
+        self._agree_on_outs(metas)
         if not self._kind:
             self._kind, self._device = metas[self._leaves[0].src.ranks[0]][:2]
 
@@ -121,6 +124,15 @@ class Repartition(Operation):
                 where = f"tensor{trees.name(leaf.path)}"
                 raise Disagreement([f"{where} is {names[number] or 'not held'}" for names in said])
 
+    def _agree_on_outs(self, metas: Sequence[Any]) -> None:
+        given = [None if meta is None else meta[3] for meta in metas]
+        for number, leaf in enumerate(self._leaves if any(given) else ()):
+            names = [None if outs is None else outs[number] for outs in given]
+            if any(name not in (None, leaf.dtype) for name in names):
+                where = trees.name(leaf.path)
+                said = [f"out{where} is {name or 'not passed'}" for name in names]
+                raise Disagreement([f"{each}, and the tensor {leaf.dtype}" for each in said])
+
     def stage(self) -> None:
         jobs = []
         for leaf in self._leaves:
@@ -129,12 +141,22 @@ class Repartition(Operation):
             if self._share:
                 leaf.mates = plan.mates(self.rank)
             if plan.takes(self.rank):
-                make = shareable if len(leaf.mates) > 1 else np.empty
-                leaf.result = leaf.out if leaf.out is not None else make(leaf.dst.local_shape(self.rank), dtype)
+                leaf.result = self._memory(leaf, dtype)
             source = None if leaf.local is None else tensors.to_host(leaf.local)
+            if source is not None and leaf.copied:
+                source = source.copy()  # it is written to while it is read
             jobs.append(Job(plan.part(self.rank), source, leaf.result, leaf.src.partial))
             leaf.local = None
         self._jobs = jobs
+
+    def _memory(self, leaf: _Leaf, dtype: np.dtype[Any]) -> np.ndarray:
+        shape = leaf.dst.local_shape(self.rank)
+        if leaf.out is not None:
+            memory = targets.result_in(leaf.out, shape)
+            leaf.own = memory is None
+            if memory is not None:
+                return memory
+        return shareable(shape, dtype) if len(leaf.mates) > 1 else np.empty(shape, dtype)
 
     def issue(self, plane: DataPlane) -> Awaitable[None] | None:
         jobs, self._jobs = self._jobs, []
@@ -179,8 +201,9 @@ class Repartition(Operation):
     @property
     def long_finish(self) -> bool:
         copied = self._device != "cpu" or (self._share and self._kind != "numpy")
-        received = sum(leaf.result.nbytes for leaf in self._leaves if leaf.result is not None)
-        return not tensors.loaded(self._kind) or (copied and received > LONG)
+        results = [(leaf, leaf.result.nbytes) for leaf in self._leaves if leaf.result is not None]
+        moved = sum(nbytes for leaf, nbytes in results if (leaf.own if leaf.out is not None else copied))
+        return not tensors.loaded(self._kind) or moved > LONG
 
     def finish(self) -> Any:
         if self._leaves and all(leaf.result is None for leaf in self._leaves):
@@ -192,6 +215,9 @@ class Repartition(Operation):
         result, leaf.result = leaf.result, None
         if result is None:
             return None
+        if leaf.out is not None:
+            tensors.fill(leaf.out, result)
+            return leaf.out
         shows = leaf.mates[1:] and leaf.mates[0] == self.rank
         if shows or (self._share and self._kind == "numpy"):
             result = result.view()
@@ -221,6 +247,31 @@ class Repartition(Operation):
             if spec.device != "cpu":
                 self.stage_bytes += copies(array, spec)
 
+    def _take_out(self, out: Any, dst: Any) -> list[str | None] | None:
+        """Check the arrays for results against what this rank gets; return their dtypes, None without any."""
+        given = trees.match(out, dst, "out", "dst")
+        dtypes: list[str | None] = []
+        for leaf in self._leaves:
+            array, where = given[leaf.path], f"out{trees.name(leaf.path)}"
+            if array is not None and leaf.dst.grid.cell_of(self.rank) is None:
+                raise ValueError(f"{where} was passed on rank {self.rank}, which is not in dst, {leaf.dst!r}")
+            if array is not None and self._share:
+                raise ValueError(f"{where} was passed with share=True, whose results are views of what all share")
+            leaf.out = array
+            dtypes.append(None)
+            if array is not None:
+                dtypes[-1] = targets.check_target(array, where, leaf.dst.local_shape(self.rank)).dtype
+        if not any(dtypes):
+            return None
+        outs = [(f"out{trees.name(leaf.path)}", leaf.out) for leaf in self._leaves if leaf.out is not None]
+        held = [(f"local{trees.name(leaf.path)}", leaf.local) for leaf in self._leaves if leaf.local is not None]
+        same = targets.check_overlaps(outs, held)
+        for leaf in self._leaves:
+            leaf.copied = f"local{trees.name(leaf.path)}" in same
+            if leaf.copied and leaf.spec is not None:
+                self.stage_bytes += leaf.spec.nbytes
+        return dtypes
+
 
 def pair(src: Any, dst: Any, size: int) -> list[tuple[trees.Path, Layout, Layout]]:
     """Return the tensors of two structures of layouts, which fit together and into a group of that size.
@@ -246,6 +297,8 @@ def _names(meta: Any, count: int) -> Sequence[str]:
     if meta is None:
         return ("",) * count
     names = meta[2]
+    if names is None:
+        return ("",) * count
     return (names,) * count if isinstance(names, str) else [each or "" for each in names]
 
 

@@ -44,7 +44,7 @@ class Stream:
         views: list[np.ndarray] = []
         for array, box, side in self._pieces:
             limit = max(packed, plain) if view_of(array, box, side).flags.c_contiguous else packed
-            for part in _cut(box, max(1, limit // array.itemsize)):
+            for part in cut(box, max(1, limit // array.itemsize)):
                 view = view_of(array, part, side)
                 if views and size + view.nbytes > packed:
                     yield offset, _joined(views, size)
@@ -91,7 +91,7 @@ def view_of(array: np.ndarray, box: Box, side: Side) -> np.ndarray:
     return view
 
 
-def _cut(box: Box, most: int) -> Iterator[Box]:
+def cut(box: Box, most: int) -> Iterator[Box]:
     """Cut a box into boxes of at most so many elements, along whole rows where they are short enough."""
     volume = box.volume
     if volume <= most:

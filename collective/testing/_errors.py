@@ -73,7 +73,10 @@ def _bad_calls(size: int) -> dict[str, tuple[Issue, type[Exception]]]:
 
 def _bad_repartitions(size: int) -> dict[str, tuple[Issue, type[Exception]]]:
     x = np.ones((2, 2))
+    y = np.ones((3, 2))
     rows = Layout((2 * size, 2), size, [Shard(0)])
+    both = [rows, rows]
+    first = Layout((2, 2), 1, [Replicate()], [size - 2] if size > 1 else [5])
     last = Layout((2, 2), 1, [Replicate()], [size - 1])
     beyond = Layout((2, 2), 1, [Replicate()], [size])
     sums = Layout((2, 2), size, [Partial()])
@@ -88,6 +91,12 @@ def _bad_repartitions(size: int) -> dict[str, tuple[Issue, type[Exception]]]:
         "dates cannot be summed": (lambda group: group.repartition(x.astype("M8[s]"), sums, last), TypeError),
         "no layout": (lambda group: group.repartition(x, nonsense, rows), TypeError),
         "other keys than src": (lambda group: group.repartition({"b": x}, {"a": last}, {"a": last}), ValueError),
+        "an out of another shape": (lambda group: group.repartition(x, rows, rows, out=x[:1].copy()), ValueError),
+        "an out that is no array": (lambda group: group.repartition(x, rows, rows, out=[1.0]), TypeError),
+        "an out that is shared": (lambda group: group.repartition(x, rows, rows, out=x, share=True), ValueError),
+        "an out where nothing goes": (lambda group: group.repartition(x, sums, first, out=x), ValueError),
+        "an out in the input": (lambda group: group.repartition(y[:2], rows, rows, out=y[1:]), ValueError),
+        "two outs in one": (lambda group: group.repartition([x, x], both, both, out=[y[:2], y[1:]]), ValueError),
         "other keys in dst": (lambda group: group.repartition({"a": x}, {"a": last}, [last]), ValueError),
     }
 

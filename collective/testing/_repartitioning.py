@@ -116,6 +116,41 @@ async def repartition_shares_one_copy(world: World) -> None:
     check_array(results[1]["some"], values, world.kinds[0])
 
 
+@check(mixes=MIXES)
+async def repartition_writes_into_out(world: World) -> None:
+    """Results are written into the caller's arrays of any kind and strides, again and again, and into the input."""
+    for shape, dtype in (((7, 5), "bfloat16"), (_LARGE, "float32")):
+        rows, columns = Layout(shape, world.size, [Shard(0)]), Layout(shape, world.size, [Shard(1)])
+        sizes = [columns.local_shape(rank) for rank in world.ranks]
+        values = sample(shape, dtype, 1)
+        for form in ("contiguous", "transposed"):
+            outs = [world.make(rank, np.zeros_like(values, shape=sizes[rank]), form) for rank in world.ranks]
+            for step in range(2):
+                now = values if step else sample(shape, dtype, 2)
+                held = _spread(world, rows, now)
+                results = await world.call(Group.repartition, held, rows, columns, out=Each(outs))
+                assert all(result is out for result, out in zip(results, outs, strict=True))
+                _check_parts(world, results, columns, now, world.kinds)
+        square = (4 * world.size, 4 * world.size)
+        held = _spread(world, Layout(square, world.size, [Shard(0)]), np.arange(square[0] ** 2.0).reshape(square))
+        moved = Layout(square, world.size, [Shard(0)], list(world.ranks)[::-1])
+        results = await world.call(Group.repartition, held, Layout(square, world.size, [Shard(0)]), moved, out=held)
+        _check_parts(world, results, moved, np.arange(square[0] ** 2.0).reshape(square), world.kinds)
+
+
+@check(sizes=(2, 3))
+async def repartition_into_another_dtype_is_told(world: World) -> None:
+    """A rank that only gets, and passes an array of another dtype for it, is told with all others."""
+    src, dst = Layout((4,), 1, [Replicate()], [0]), Layout((4,), 1, [Replicate()], [1])
+    out = Each(np.zeros(4, np.float32) if rank == 1 else None for rank in world.ranks)
+    held = Each(np.ones(4) if rank == 0 else None for rank in world.ranks)
+    works = [group.repartition(held[group.rank], src, dst, out=out[group.rank]) for group in world.groups]
+    for error in await outcomes(works):
+        assert isinstance(error, CollectiveMismatch), f"got {error!r}"
+        assert "out is float32, and the tensor float64" in str(error)
+    await world.reset()
+
+
 @check(sizes=(2, 3))
 async def repartition_moves_structures(world: World) -> None:
     """A state dict moves in one call: dicts, lists and tuples, of any dtypes, its tensors on different ranks."""

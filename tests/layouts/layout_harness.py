@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from collective import Layout, Partial, ReduceOp, Replicate, Shard
-from collective._routes import CONTRIBUTION, RESULT
+from collective._rings import CONTRIBUTION, PLAIN, RESULT
 from collective.layouts import StridedShard
 from collective.reductions import reduce_arrays
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from collective import Plan
     from collective._boxes import Box
-    from collective._routes import Route
+    from collective._rings import Route
 
 RANKS = 8
 
@@ -127,7 +127,7 @@ def carry_out(plan: Plan, held: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
                 if sender == rank:
                     operands.append(pack(held[rank], [total.box], "src"))
                 else:
-                    route = next(r for r in streams if r[:3] == (CONTRIBUTION, sender, (rank,)))
+                    route = next(r for r in streams if r[:2] == (CONTRIBUTION, sender) and r.first == rank)
                     start = used.get(route, 0)
                     operands.append(streams[route][start : start + total.box.volume])
                     used[route] = start + total.box.volume
@@ -146,8 +146,34 @@ def carry_out(plan: Plan, held: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
         for rank in reached:
             put(rank, parts[rank].receives[route], data)
             reached += route.children(rank)
-        assert sorted(reached) == sorted(route.order)
+        assert sorted(reached) == sorted(route.ring.ranks)
     for rank, part in parts.items():
-        assert {*part.receives} == {r for r in streams if rank in r.order and r.kind != CONTRIBUTION}
+        assert {*part.receives} == {r for r in streams if rank in r.ring and r.kind != CONTRIBUTION}
     assert all((count == 1).all() for count in written.values())
     return results
+
+
+def uneven(plan: Plan) -> int:
+    """Return by how many elements ranks differ that hold the same of the source, in what they send of that; and those
+    that hold nothing and get the same, on one host, in what they pass on."""
+    sent: dict[int, int] = {}
+    passed: dict[int, int] = {}
+    for rank in plan.ranks:
+        for route, boxes in plan.part(rank).sends.items():
+            volume = sum(box.volume for box in boxes)
+            if route.kind != RESULT:
+                sent[rank] = sent.get(rank, 0) + volume
+            below = [route.first]
+            for each in below if route.kind == PLAIN else ():
+                below += route.children(each)
+                passed[each] = passed.get(each, 0) + len(route.children(each)) * volume
+    alike = [holders for cell in plan.src.grid.cells for holders in plan.src.grid.copies(cell)]
+    apart = max((_range([sent.get(rank, 0) for rank in ranks]) for ranks in alike), default=0)
+    for rank in plan.dst.ranks:
+        mates = [mate for mate in plan.mates(rank) if plan.takes(mate) and mate not in plan.src.ranks]
+        apart = max(apart, _range([passed.get(mate, 0) for mate in mates]))
+    return apart
+
+
+def _range(numbers: Sequence[int]) -> int:
+    return max(numbers, default=0) - min(numbers, default=0)
