@@ -7,7 +7,6 @@ ref until its last is gone here, whichever thread lets go of it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import pickle
 import threading
 import weakref
@@ -25,14 +24,15 @@ from collective.freight import name_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from collective._store.trees import Spec
     from collective._store.wire import Where
     from collective.abc import Channel, Endpoint
 
 
 class Found(NamedTuple):
-    """What an entry consists of, or a part of it: its Spec, taken apart, and its memory."""
+    """What an entry consists of, or a part of it: its Spec, taken apart or not, and its memory."""
 
-    spec: bytes | memoryview
+    spec: bytes | memoryview | Spec
     parts: Sequence[memoryview]
 
 
@@ -69,7 +69,16 @@ class Hold:
     def __init__(self, source: Source, entry: int) -> None:
         self.source = source
         self.entry = entry
-        weakref.finalize(self, source.let_go, entry).atexit = False
+
+
+class _Watch(weakref.ref[Hold]):
+    """Sees a Hold go. A finalizer of `weakref` takes ten times as long to make."""
+
+    __slots__ = ("entry", "light")
+
+    entry: int
+    light: bool
+    """Whether it is so small that the owner may learn of its end in a moment."""
 
 
 class Source(ABC):
@@ -80,23 +89,30 @@ class Source(ABC):
         self.where = where
         self.loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._holds: weakref.WeakValueDictionary[int, Hold] = weakref.WeakValueDictionary()
-        self._let_go: deque[int] = deque()
+        self._holds: dict[int, _Watch] = {}
+        self._let_go: deque[_Watch] = deque()
         self._scheduled = False
+        self._seeing = self._see_go  # One for all watches.
 
-    def hold(self, entry: int, token: bytes) -> Hold:
-        """Hold an entry of which a ref has come; `token` is of who sent it."""
-        hold = self._holds.get(entry)
+    def hold(self, entry: int, token: bytes, *, at_ease: bool = False, light: bool = False) -> Hold:
+        """Hold an entry of which a ref has come; `token` is of who sent it.
+
+        :param at_ease: its elements came along, from the owner, which may learn of the arrival in a moment.
+        :param light: it is so small that the owner may learn in a moment too that it is not held any more.
+        """
+        watch = self._holds.get(entry)
+        hold = watch() if watch is not None else None
         kind = wire.ARRIVED
         if hold is None:
             kind, hold = wire.HOLD, Hold(self, entry)
-            self._holds[entry] = hold
-        self._say(HEAD.pack(kind, entry) + token)
+            watch = self._holds[entry] = _Watch(hold, self._seeing)
+            watch.entry, watch.light = entry, light
+        self._register(kind, entry, token, at_ease=at_ease)
         return hold
 
+    @abstractmethod
     def lease(self, entry: int, seconds: float) -> None:
         """Have the owner keep an entry."""
-        self._say(HEAD.pack(wire.LEASE, entry) + wire.SECONDS.pack(seconds))
 
     @property
     def lost(self) -> bool:
@@ -112,30 +128,46 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def _say(self, message: bytes) -> None:
-        """Tell the store."""
+    def _register(self, kind: int, entry: int, token: bytes, *, at_ease: bool) -> None:
+        """Tell the store that a ref has come."""
 
-    def let_go(self, entry: int) -> None:
-        """Hold an entry no longer. This is a finalizer: in any thread, in the middle of anything."""
-        self._let_go.append(entry)
+    @abstractmethod
+    def _drop(self, entry: int, *, at_ease: bool) -> None:
+        """Tell the store that an entry is held no more."""
+
+    def _see_go(self, watch: weakref.ref[Hold]) -> None:
+        """Hold an entry no longer. In any thread, in the middle of anything."""
+        assert isinstance(watch, _Watch)
+        self._let_go.append(watch)
         if self._scheduled:
             return
         self._scheduled = True
-        with contextlib.suppress(RuntimeError):  # The loop is closed, and with it what held the entry.
+        try:
             if threading.get_ident() == self._thread:
                 self.loop.call_soon(self.settle)
             else:
                 self.loop.call_soon_threadsafe(self.settle)
+        except RuntimeError:
+            self._let_go.clear()  # The loop is closed, and with it what held the entry.
 
     def settle(self) -> None:
-        """Tell the store at once what was let go of."""
+        """Tell the store what was let go of."""
         self._scheduled = False
         while self._let_go:
-            self._say(HEAD.pack(wire.DROP, self._let_go.popleft()))
+            watch = self._let_go.popleft()
+            if self._holds.get(watch.entry) is watch:
+                del self._holds[watch.entry]
+            self._drop(watch.entry, at_ease=watch.light)
+
+
+_EASE = 0.001
+"""Seconds that the owner of an entry may wait to hear what nobody waits for: of several hops at once, and of a ref that
+came and went only that."""
+_MOST_UNSAID = 256
 
 
 class Tie(Source):
-    """A store of another endpoint."""
+    """A store of another endpoint. What it is told is collected for a moment, and said in one message."""
 
     def __init__(self, holder: Holder, where: Where, on_end: Callable[[], None]) -> None:
         super().__init__(holder, where)
@@ -143,6 +175,10 @@ class Tie(Source):
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[Message | Found]] = {}
         self._unsaid: list[bytes] = []
+        self._unsaid_holds: dict[int, int] = {}
+        """Where among these it says that an entry is held."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._soon = False
         self._channel: Channel | None = None
         self._cause = ""
         self._opening = self.loop.create_task(self._open(), name=f"connecting to the store of {where.owner}")
@@ -153,7 +189,10 @@ class Tie(Source):
         number = next(self._numbers)
         reply = self._waiting[number] = self.loop.create_future()
         try:
-            self._say(HEAD.pack(wire.FETCH, number) + pickle.dumps((entry, keys), pickle.HIGHEST_PROTOCOL))
+            data = pickle.dumps((entry, keys), pickle.HIGHEST_PROTOCOL)
+            self._say(HEAD.pack(wire.FETCH, number) + wire.LENGTH.pack(len(data)) + data)
+            if self._channel is not None:
+                self._channel.link.linger(reply.done)
             answer = await reply
         finally:
             self._waiting.pop(number, None)
@@ -170,6 +209,9 @@ class Tie(Source):
     def lost(self) -> bool:
         return bool(self._cause)
 
+    def lease(self, entry: int, seconds: float) -> None:
+        self._say(HEAD.pack(wire.LEASE, entry) + wire.SECONDS.pack(seconds))
+
     async def _open(self) -> None:
         try:
             link = await self.holder.endpoint.connect(self.where.address, self.where.credential)
@@ -179,15 +221,55 @@ class Tie(Source):
         self._channel = link.open(self.where.port, self.holder.name.encode())
         self._channel.subscribe(self._on_message, self._end)
         link.on_close(self._end)
-        unsaid, self._unsaid = self._unsaid, []
-        for message in unsaid:
-            self._channel.post(message)
+        self._tell()
+
+    def _register(self, kind: int, entry: int, token: bytes, *, at_ease: bool) -> None:
+        if kind == wire.HOLD:
+            self._unsaid_holds[entry] = len(self._unsaid)
+        self._collect(HEAD.pack(kind, entry) + token, at_ease=at_ease)
+
+    def _drop(self, entry: int, *, at_ease: bool) -> None:
+        place = self._unsaid_holds.pop(entry, None)
+        if place is None:
+            self._collect(HEAD.pack(wire.DROP, entry), at_ease=at_ease)
+        else:  # It came and went: the owner has only to hear that it came.
+            self._unsaid[place] = HEAD.pack(wire.ARRIVED, entry) + self._unsaid[place][HEAD.size :]
+        if not at_ease:
+            self._tell()
 
     def _say(self, message: bytes) -> None:
-        if self._channel is not None:
-            self._channel.post(message)
-        elif not self._cause:
-            self._unsaid.append(message)
+        """Tell it at once, after all that it was to be told before."""
+        self._unsaid.append(message)
+        self._tell()
+
+    def _collect(self, message: bytes, *, at_ease: bool) -> None:
+        self._unsaid.append(message)
+        if len(self._unsaid) >= _MOST_UNSAID:
+            self._tell()
+        elif at_ease:
+            if self._timer is None:
+                self._timer = self.loop.call_later(_EASE, self._tell_in_time)
+        elif not self._soon:
+            self._soon = True
+            # After the next turn, in which whoever the ref came to may ask for what it refers to.
+            self.loop.call_soon(self.loop.call_soon, self._tell)
+
+    def _tell_in_time(self) -> None:
+        self._timer = None
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say all that is unsaid."""
+        self._soon = False
+        if self._channel is None and not self._cause:
+            return
+        unsaid, self._unsaid = self._unsaid, []
+        self._unsaid_holds.clear()
+        if self._channel is None or self._cause:
+            return
+        while unsaid:
+            self._channel.post(b"".join(unsaid[:_MOST_UNSAID]))
+            del unsaid[:_MOST_UNSAID]
 
     def _on_message(self, message: Message) -> None:
         kind, number = HEAD.unpack_from(message.header)
@@ -207,6 +289,9 @@ class Tie(Source):
             return
         self._cause = f"its owner cannot be reached any more ({error})"
         self._unsaid.clear()
+        self._unsaid_holds.clear()
+        if self._timer is not None:
+            self._timer.cancel()
         self._on_end()
         for waiting in self._waiting.values():
             if not waiting.done():
