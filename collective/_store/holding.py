@@ -24,15 +24,14 @@ from collective.freight import name_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from collective._store.trees import Spec
     from collective._store.wire import Where
     from collective.abc import Channel, Endpoint
 
 
 class Found(NamedTuple):
-    """What an entry consists of, or a part of it: its Spec, taken apart or not, and its memory."""
+    """What an entry consists of, or a part of it: its Spec, taken apart, and its memory."""
 
-    spec: bytes | memoryview | Spec
+    spec: bytes | memoryview
     parts: Sequence[memoryview]
 
 
@@ -118,6 +117,10 @@ class Source(ABC):
     def lost(self) -> bool:
         """Whether the store cannot be reached any more."""
         return False
+
+    def content(self, entry: int) -> tuple[bytes | None, Sequence[memoryview]] | None:
+        """Return what the owner sends along with a ref: a Spec, taken apart (None: a tensor's), and its memory."""
+        return None
 
     @abstractmethod
     async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:

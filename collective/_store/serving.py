@@ -202,9 +202,13 @@ class OwnSource(Source):
     def lease(self, entry: int, seconds: float) -> None:
         self._books.lease(entry, seconds)
 
-    def content(self, entry: int) -> Entry | None:
-        """Return what is sent along with a ref."""
-        return self._books.entries.get(entry)
+    def content(self, entry: int) -> tuple[bytes | None, Sequence[memoryview]] | None:
+        found = self._books.entries.get(entry)
+        if found is None:
+            return None
+        if found.spec.is_plain:
+            return None, found.parts
+        return (found.data, found.parts) if len(found.data) <= LARGE // 16 else None
 
     def _register(self, kind: int, entry: int, token: bytes, *, at_ease: bool) -> None:
         self._books.register(self, kind, entry, token)

@@ -97,6 +97,11 @@ class Spec:
             return Summary(leaf.shape, leaf.dtype, leaf.kind, 1, nbytes)
         return Summary(None, "", "", len(self.leaves), nbytes)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is of a tensor alone, at the start of its part: its summary says all then."""
+        return isinstance(self.form, Place) and not self.leaves[0].offset and len(self.leaves) == 1
+
     def dumps(self) -> bytes:
         """Take it apart."""
         # Plain tuples, and nothing for a tensor alone: what is of a class takes pickle ten times as long.

@@ -190,10 +190,11 @@ def test_an_owner_that_dies_loses_its_refs_at_once():
         ref = await a.make(COUNT)
         await b.keep(ref)
         await b.fetch()
-        array = await ref
+        given = await b.give()  # not by its owner: it has to be asked
         data = pickle.dumps(ref.lease(60))
         pair[0].process.send_signal(signal.SIGSTOP)
-        waiting = [asyncio.create_task(each()) for each in (lambda: ref.into(np.empty(COUNT, np.float32)), b.total)]
+        array = await ref  # came with the ref from its owner
+        waiting = [asyncio.create_task(each()) for each in (lambda: given.into(np.empty(COUNT, np.float32)), b.total)]
         await soon(lambda: is_waiting(ref))
         pair[0].process.kill()
         for task in waiting:
