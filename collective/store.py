@@ -20,6 +20,7 @@ from collective._store.refs import TensorRef
 from collective._store.room import Room
 from collective._store.serving import Books, Entry
 from collective._store.wire import Where
+from collective.abc import LARGE
 from collective.errors import RefLost
 from collective.types import Credential, StoreStatistics
 
@@ -66,6 +67,8 @@ class TensorStore:
             TypeError: something in it is no tensor.
         """
         self._check_open()
+        if type(tree) is np.ndarray and tree.nbytes <= LARGE and (ref := self._put_small(tree)) is not None:
+            return ref
         tree = trees.take_apart(tree)
         found = [self._blocks.find(array) for array in tree.arrays]
         plan = trees.plan(tree, [place is not None for place in found])
@@ -85,13 +88,7 @@ class TensorStore:
                 parts[leaf.part] = parts[leaf.part][place[1] : place[1] + array.nbytes]
         await _copy(tree, plan, parts)
         self._check_open()
-        spec = trees.Spec(tree.form, plan.leaves)
-        for memory in memories:
-            self._blocks.use(memory)
-        entry = self._books.add(spec, memories, parts)
-        return TensorRef(
-            self._where, entry.number, spec.summary, hold=self._books.own.hold(entry.number, UNTOLD)
-        )
+        return self._enter(trees.Spec(tree.form, plan.leaves), memories, parts)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Array:
         """Return a new array in the store, of torch where `dtype` is torch's: `put` does not copy it.
@@ -144,6 +141,29 @@ class TensorStore:
     def __repr__(self) -> str:
         return f"<TensorStore of {self._where.owner}, {self._room.used} of {self._room.limit} bytes>"
 
+    def _put_small(self, array: np.ndarray) -> TensorRef | None:
+        """Put what is small, where that takes no more than to copy it."""
+        try:
+            dtype = tensors.dtype_name(array)
+        except TypeError:
+            return None  # which `trees` explains
+        nbytes = max(array.nbytes, 1)
+        if self._blocks.find(array) is not None or not self._room.take_now(round_up(nbytes)):
+            return None
+        memory = self._blocks.small(nbytes)
+        leaf = trees.Leaf(0, 0, array.shape, dtype, "numpy")
+        if array.nbytes:
+            np.copyto(leaf.view(memory.view), array, casting="no")
+        return self._enter(trees.Spec(trees.ALONE, (leaf,)), (memory,), (memory.view,))
+
+    def _enter(self, spec: trees.Spec, memories: Sequence[Memory], parts: Sequence[memoryview]) -> TensorRef:
+        for memory in memories:
+            self._blocks.use(memory)
+        parts = [memory.shown(part) for memory, part in zip(memories, parts, strict=True)]
+        entry = self._books.add(spec, memories, parts)
+        hold = self._books.own.hold(entry.number, UNTOLD)
+        return TensorRef(self._where, entry.number, spec.summary, hold=hold)
+
     def _check_open(self) -> None:
         if self._closed:
             raise RefLost("a put", self._where.owner, "its store was closed")
@@ -169,7 +189,7 @@ class TensorStore:
             for nbytes, memory in zip(sizes, kept, strict=True):
                 if nbytes is not None:
                     left -= round_up(nbytes)
-                    memory = self._blocks.allocate(nbytes)
+                    memory = self._blocks.allocate(nbytes) if nbytes > LARGE else self._blocks.small(nbytes)
                 assert memory is not None
                 memories.append(memory)
         except MemoryError:

@@ -15,7 +15,7 @@ from collective import freight, tensors
 from collective._core.offload import LONG, offload
 from collective._links import borrowing, loops
 from collective._store.holding import UNTOLD, Hold, Pin, holder_of
-from collective._store.trees import Leaf, Place, Spec, Summary, flatten
+from collective._store.trees import ALONE, Leaf, Spec, Summary, flatten
 from collective._store.wire import Where
 from collective.errors import RefLost
 
@@ -266,7 +266,7 @@ def _cut(
     part = select(leaf.view(parts[0]), keys)
     if not part.flags.c_contiguous or leaf.kind != "numpy":
         return None
-    return Spec(Place(0), (leaf._replace(offset=0, shape=part.shape),)), [part.reshape(-1).view(np.uint8).data]
+    return Spec(ALONE, (leaf._replace(offset=0, shape=part.shape),)), [part.reshape(-1).view(np.uint8).data]
 
 
 _ray_knows = False
@@ -311,7 +311,7 @@ def _unpack(
     if data is not None:
         return (Spec.loads(data), parts), light
     assert summary.shape is not None
-    return (Spec(Place(0), (Leaf(0, 0, summary.shape, summary.dtype, summary.kind),)), parts), light
+    return (Spec(ALONE, (Leaf(0, 0, summary.shape, summary.dtype, summary.kind),)), parts), light
 
 
 def select(array: np.ndarray, keys: tuple[Any, ...]) -> np.ndarray:

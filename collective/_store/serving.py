@@ -14,7 +14,7 @@ from collective._core.offload import LONG, offload
 from collective._store import wire
 from collective._store.holding import UNTOLD, Found, Holder, Source, tables
 from collective._store.refs import select
-from collective._store.trees import Leaf, Place, Spec
+from collective._store.trees import ALONE, Leaf, Spec
 from collective._store.wire import HEAD, LENGTH, NOBODY, SECONDS, TOKEN, Where
 from collective.abc import LARGE
 from collective.errors import LinkError, RefLost, WouldBlock
@@ -128,7 +128,7 @@ class Books:
             return entry.data, entry.parts if keys is not None else []
         leaf = entry.spec.leaves[0]
         part = select(leaf.view(entry.parts[leaf.part]), keys)
-        return Spec(Place(0), (Leaf(0, 0, part.shape, leaf.dtype, leaf.kind),)).dumps(), part
+        return Spec(ALONE, (Leaf(0, 0, part.shape, leaf.dtype, leaf.kind),)).dumps(), part
 
     def show(self, number: int, parts: Sequence[memoryview]) -> list[memoryview]:
         """Return parts of an entry for readers in this process, who are seen to hold them."""
