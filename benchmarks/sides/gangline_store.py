@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import uvloop
 from actors import Actor, Gang, Role
 from benchmarks.cluster import join
 from benchmarks.side import time_row, warmth
-from benchmarks.sides.hops import FREEING, check
+from benchmarks.sides.hops import check
 from scheduling import Resources
 
 if TYPE_CHECKING:
@@ -32,6 +31,20 @@ class Giver(Actor):
 
     async def give(self) -> TensorRef:
         return await self.store.put(self.array)
+
+    async def hops(self, takers: list[Any], count: int) -> list[tuple[float, float]]:
+        """Return the seconds in which each of a row of tensors reaches its first reader, and then the second."""
+        return [await self._hop(takers) for _ in range(warmth(count) + count)][-count:]
+
+    async def _hop(self, takers: list[Any]) -> tuple[float, float]:
+        start = time.perf_counter()
+        ref = await self.store.put(self.array)
+        first = await takers[0].take(ref)
+        middle = time.perf_counter()
+        further = await takers[1].take(ref)
+        end = time.perf_counter()
+        check(first, further, self.array.nbytes)
+        return middle - start, end - middle
 
     async def puts(self, count: int) -> list[float]:
         """Return the seconds of each put. What it gave is let go of at once, and the next one reuses the memory."""
@@ -72,30 +85,28 @@ async def serve(turns: Turns) -> None:
         roles = (Role("giver", Giver, resources=resources), Role("taker", Taker, 2, resources=resources))
         gang = await Gang(*roles).__aenter__()
 
-    async def hop(nbytes: int) -> tuple[float, float]:
-        takers = gang["taker"]
-        start = time.perf_counter()
-        ref = await gang["giver"][0].give()
-        first = await takers[0].take(ref)
-        middle = time.perf_counter()
-        further = await takers[1].take(ref)
-        end = time.perf_counter()
-        check(first, further, nbytes)
-        return middle - start, end - middle
-
     async def hops(nbytes: int, count: int) -> list[tuple[float, float]]:
         await gang["giver"][0].prepare(nbytes)
-        samples = []
-        for _ in range(warmth(count) + count):
-            samples.append(await hop(nbytes))
-            await asyncio.sleep(FREEING)
-        return samples[-count:]
+        samples: list[tuple[float, float]] = await gang["giver"][0].hops(list(gang["taker"]), count)
+        return samples
 
     async def first(nbytes: int, count: int) -> list[float]:
         return [sample for sample, _ in await hops(nbytes, count)]
 
     async def further(nbytes: int, count: int) -> list[float]:
         return [sample for _, sample in await hops(nbytes, count)]
+
+    async def handed(nbytes: int, count: int) -> list[float]:
+        await gang["giver"][0].prepare(nbytes)
+        return [await hand(nbytes) for _ in range(warmth(count) + count)][-count:]
+
+    async def hand(nbytes: int) -> float:
+        start = time.perf_counter()
+        ref = await gang["giver"][0].give()
+        got = await gang["taker"][0].take(ref)
+        end = time.perf_counter()
+        check(got, got, nbytes)
+        return end - start
 
     async def put(nbytes: int, count: int) -> list[float]:
         await gang["giver"][0].prepare(nbytes)
@@ -107,7 +118,8 @@ async def serve(turns: Turns) -> None:
         samples: list[float] = await gang["giver"][0].copies(count)
         return samples
 
-    await turns.serve_async({"setup": setup, "first": first, "further": further, "put": put, "copy": copy})
+    requests = {"setup": setup, "first": first, "further": further, "handed": handed, "put": put, "copy": copy}
+    await turns.serve_async(requests)
     if gang is not None:
         await gang.aclose()
     ray.shutdown()
