@@ -2,8 +2,9 @@
 
 Such a layer pickles between `start_leaving` and `stop_leaving`, which collects the refs that are met; the pickle holds
 only their places in that list. A frame carries it beside the refs' own table, `Freight.ship(refs).table`. The receiver
-calls `unload` at once when the frame comes, whether or not it is ever read, and unpickles within `arrived`. So a ref
-has arrived where its frame has, and a frame that is dropped unread gives its refs up as any ref that goes out of use.
+calls `unload` at once when the frame comes, whether or not it is ever read, and unpickles after `start_arriving`. So a
+ref has arrived where its frame has, and a frame that is dropped unread gives its refs up as any ref that goes out of
+use. What an owner sends has the elements with it, or where they lie, so that its receiver need not ask for them.
 
 Until the receiver has told the owner that it holds a ref, the sender's count stands, and then the owner tells the
 sender. Where a frame will never arrive, the sender's layer says so: `Shipment.lost`, `Freight.lose`.
@@ -14,11 +15,10 @@ from __future__ import annotations
 import os
 import pickle
 import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from collective._store.refs import TensorRef
     from collective.abc import Endpoint, Link
@@ -180,14 +180,14 @@ def name_of(endpoint: Endpoint) -> str:
     return str(endpoint.__dict__.get(_NAME) or f"process {os.getpid()}")
 
 
-@contextmanager
-def arrived(refs: Sequence[TensorRef]) -> Iterator[None]:
-    """Have what this thread unpickles meanwhile find these refs in their places."""
+def start_arriving(refs: Sequence[TensorRef]) -> None:
+    """Have what this thread unpickles until `stop_arriving` find these refs in their places."""
     _frame.arrived = refs
-    try:
-        yield
-    finally:
-        _frame.arrived = ()
+
+
+def stop_arriving() -> None:
+    """End what `start_arriving` began."""
+    _frame.arrived = ()
 
 
 def reduce_ref(ref: TensorRef) -> tuple[object, ...]:

@@ -91,7 +91,6 @@ class Source(ABC):
         self._holds: dict[int, _Watch] = {}
         self._let_go: deque[_Watch] = deque()
         self._scheduled = False
-        self._seeing = self._see_go  # One for all watches.
 
     def hold(self, entry: int, token: bytes, *, at_ease: bool = False, light: bool = False) -> Hold:
         """Hold an entry of which a ref has come; `token` is of who sent it.
@@ -104,7 +103,7 @@ class Source(ABC):
         kind = wire.ARRIVED
         if hold is None:
             kind, hold = wire.HOLD, Hold(self, entry)
-            watch = self._holds[entry] = _Watch(hold, self._seeing)
+            watch = self._holds[entry] = _Watch(hold, self._see_go)
             watch.entry, watch.light = entry, light
         self._register(kind, entry, token, at_ease=at_ease)
         return hold
@@ -163,7 +162,7 @@ class Source(ABC):
             self._drop(watch.entry, at_ease=watch.light)
 
 
-_EASE = 0.001
+_EASE = 0.004
 """Seconds that the owner of an entry may wait to hear what nobody waits for: of several hops at once, and of a ref that
 came and went only that."""
 _MOST_UNSAID = 256
