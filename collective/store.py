@@ -15,10 +15,11 @@ from collective._core.offload import LONG, offload
 from collective._links.mapping import PAGE, round_up
 from collective._store import trees
 from collective._store.blocks import Blocks, describe_full
-from collective._store.holding import UNTOLD, holder_of
+from collective._store.holding import holder_of
 from collective._store.refs import TensorRef
 from collective._store.room import Room
 from collective._store.serving import Books, Entry
+from collective._store.sources import UNTOLD
 from collective._store.wire import Where
 from collective.abc import LARGE
 from collective.errors import RefLost

@@ -14,7 +14,8 @@ import numpy as np
 from collective import freight, tensors
 from collective._core.offload import LONG, offload
 from collective._links import borrowing, loops
-from collective._store.holding import UNTOLD, Hold, Pin, holder_of
+from collective._store.holding import holder_of
+from collective._store.sources import UNTOLD
 from collective._store.trees import ALONE, Leaf, Spec, Summary, flatten
 from collective._store.wire import Where
 from collective.errors import RefLost
@@ -22,6 +23,8 @@ from collective.errors import RefLost
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
+    from collective._store.holding import Pin
+    from collective._store.sources import Hold
     from collective.abc import Endpoint, Link
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from collective._core.offload import LONG, offload
 from collective._store import wire
-from collective._store.holding import UNTOLD, Found, Holder, Source, tables
 from collective._store.refs import select
+from collective._store.sources import UNTOLD, Found, Source, tables
 from collective._store.trees import ALONE, Leaf, Spec
 from collective._store.wire import HEAD, LENGTH, NOBODY, SECONDS, TOKEN, Where
 from collective.abc import LARGE
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from collective._store.blocks import Blocks, Memory
+    from collective._store.holding import Holder
     from collective.abc import Channel, Message
 
 _NOT_THERE = "nobody held it any more, and its owner has freed it"
