@@ -267,7 +267,7 @@ class Connection:
         return translated
 
     def _open(self, link: Link) -> None:
-        self.link = link
+        self.link = self.freight.link = link
         port = self.target.port
         self._main = link.open(port, protocol.OPENING.pack(protocol.MAIN, self._number, 0))
         self._bulk = link.open(port, protocol.OPENING.pack(protocol.BULK, self._number, 0))
@@ -277,7 +277,7 @@ class Connection:
         link.on_close(lambda _: self.freight.lose())
 
     def _on_reply(self, message: Message) -> None:
-        message = protocol.unload(message, self.endpoint)
+        message = protocol.unload(message, self.endpoint, self.link)
         _, number = protocol.HEAD.unpack_from(message.header)
         call = self._calls.pop(number, None)
         if call is not None:

@@ -94,8 +94,11 @@ def loads(data: Buffer, buffers: Sequence[memoryview], what: str, of: object = N
     """
     try:
         if type(buffers) is Beside:
-            with freight.arrived(buffers.refs):
-                return loads(data, list(buffers), what, of)
+            freight.start_arriving(buffers.refs)
+            try:
+                return pickle.loads(data) if not buffers else loads(data, list(buffers), what, of)
+            finally:
+                freight.stop_arriving()
         if not buffers:
             return pickle.loads(data)
         shown = [buffer.toreadonly() for buffer in buffers]

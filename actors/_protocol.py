@@ -25,7 +25,7 @@ from collective.errors import WouldBlock
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from collective.abc import Buffer, Channel, Endpoint
+    from collective.abc import Buffer, Channel, Endpoint, Link
     from collective.freight import Freight, Shipment
     from collective.store import TensorRef
 
@@ -81,12 +81,12 @@ def load(
     return bytes((header[0] | REFS,)) + header[1:], (*buffers, shipment.table), shipment
 
 
-def unload(message: Message, endpoint: Endpoint) -> Message:
-    """Take the refs of a message, as soon as it has come and whether or not it will be read."""
+def unload(message: Message, endpoint: Endpoint, link: Link | None) -> Message:
+    """Take the refs of a message, as soon as it has come by a link and whether or not it will be read."""
     header, buffers = message
     if not header[0] & REFS:
         return message
-    return Message(header, Beside(buffers[:-1], freight.unload(buffers[-1], endpoint)))
+    return Message(header, Beside(buffers[:-1], freight.unload(buffers[-1], endpoint, link)))
 
 
 def body(message: Message, start: int = HEAD.size) -> tuple[Buffer, Sequence[memoryview]]:

@@ -48,6 +48,7 @@ class Session:
         """Take a channel that the caller opened."""
         if what == protocol.MAIN:
             self._main = channel
+            self.freight.link = channel.link
             channel.link.on_close(lambda _: self.freight.lose())
             channel.subscribe(self._on_message, lambda _: self.end())
             return
@@ -122,7 +123,7 @@ class Session:
             self._main.close()
 
     def _on_message(self, message: Message) -> None:
-        message = protocol.unload(message, self.dispatcher.endpoint)
+        message = protocol.unload(message, self.dispatcher.endpoint, self.freight.link)
         kind, number = protocol.HEAD.unpack_from(message.header)
         if kind == protocol.CANCEL:
             self._cancel(number)

@@ -133,7 +133,7 @@ class Stream(Generic[T]):
         assert self._call is not None
         connection = self._call.connection
         try:
-            message = protocol.unload(await channel.receive(), connection.endpoint)
+            message = protocol.unload(await channel.receive(), connection.endpoint, channel.link)
         except LinkError as error:
             self._ended = True
             raise connection.translate(error, self._method.name) from error

@@ -132,6 +132,24 @@ class Link(ABC):
         """
         return
 
+    def lend(self, view: memoryview) -> tuple[int, ...] | None:
+        """Let the other end read memory of a `Block` in place, and return what `borrow` takes there; None: it cannot.
+
+        What is returned must go there in a message of this link, or to `take_back`.
+        """
+        return None
+
+    def take_back(self, lent: tuple[int, ...]) -> None:
+        """Undo a `lend` of which the other end will not hear."""
+        return
+
+    def borrow(self, lent: tuple[int, ...]) -> memoryview | None:
+        """Return a read-only view of what the other end lends; None where the link has ended.
+
+        It goes back when all views of it are gone.
+        """
+        return None
+
     @abstractmethod
     def on_close(self, callback: Callable[[Exception], None]) -> None:
         """Call back once, on the loop, when the link ends: LinkClosed or LinkBroken; soon, if it already has."""

@@ -16,11 +16,13 @@ from collective._links.mapping import PAGE, round_up
 from collective._store import trees
 from collective._store.blocks import Blocks, describe_full
 from collective._store.drafts import Draft, lay_out
-from collective._store.holding import UNTOLD, holder_of
+from collective._store.holding import holder_of
 from collective._store.refs import TensorRef
 from collective._store.room import Room
 from collective._store.serving import Books, Entry
+from collective._store.sources import UNTOLD
 from collective._store.wire import Where
+from collective.abc import LARGE
 from collective.errors import RefLost
 from collective.types import Credential, StoreStatistics
 
@@ -68,6 +70,8 @@ class TensorStore:
             TypeError: something in it is no tensor.
         """
         self._check_open()
+        if type(tree) is np.ndarray and tree.nbytes <= LARGE and (ref := self._put_small(tree)) is not None:
+            return ref
         tree = trees.take_apart(tree)
         found = [self._blocks.find(array) for array in tree.arrays]
         plan = trees.plan(tree, [place is not None for place in found])
@@ -134,6 +138,21 @@ class TensorStore:
     def __repr__(self) -> str:
         return f"<TensorStore of {self._where.owner}, {self._room.used} of {self._room.limit} bytes>"
 
+    def _put_small(self, array: np.ndarray) -> TensorRef | None:
+        """Put what is small, where that takes no more than to copy it."""
+        try:
+            dtype = tensors.dtype_name(array)
+        except TypeError:
+            return None  # which `trees` explains
+        nbytes = max(array.nbytes, 1)
+        if self._blocks.find(array) is not None or not self._room.take_now(round_up(nbytes)):
+            return None
+        memory = self._blocks.small(nbytes)
+        leaf = trees.Leaf(0, 0, array.shape, dtype, "numpy")
+        if array.nbytes:
+            np.copyto(leaf.view(memory.view), array, casting="no")
+        return self._enter(trees.Spec(trees.ALONE, (leaf,)), (memory,), (memory.view,))
+
     def _check_open(self) -> None:
         if self._closed:
             raise RefLost("a put", self._where.owner, "its store was closed")
@@ -144,15 +163,15 @@ class TensorStore:
                 f"{self!r}: {wanted} bytes can never be put into {self._room.limit}; raise Role(store_bytes=...)"
             )
 
-    def _enter(self, spec: trees.Spec, memories: Sequence[Memory], parts: list[memoryview]) -> TensorRef:
+    def _enter(self, spec: trees.Spec, memories: Sequence[Memory], parts: Sequence[memoryview]) -> TensorRef:
         """Make an entry of memory that was written."""
         self._check_open()
         for memory in memories:
             self._blocks.use(memory)
+        parts = [memory.shown(part) for memory, part in zip(memories, parts, strict=True)]
         entry = self._books.add(spec, memories, parts)
-        return TensorRef(
-            self._where, entry.number, spec.summary, hold=self._books.own.hold(entry.number, UNTOLD)
-        )
+        hold = self._books.own.hold(entry.number, UNTOLD)
+        return TensorRef(self._where, entry.number, spec.summary, hold=hold)
 
     async def _draft(self, form: Any, blanks: Sequence[Blank]) -> Draft:
         """Return memory for tensors that stand in the places of a form, to be written and then put without a copy.
@@ -206,7 +225,7 @@ class TensorStore:
             for nbytes, memory in zip(sizes, kept, strict=True):
                 if nbytes is not None:
                     left -= round_up(nbytes)
-                    memory = self._blocks.allocate(nbytes)
+                    memory = self._blocks.allocate(nbytes) if nbytes > LARGE else self._blocks.small(nbytes)
                 assert memory is not None
                 memories.append(memory)
         except MemoryError:

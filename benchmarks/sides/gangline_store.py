@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actors import Actor, Gang, Role
 from benchmarks.side import time_row, warmth
 from benchmarks.sides.gangs import serve_gang
-from benchmarks.sides.hops import FREEING, check
+from benchmarks.sides.hops import check
 from scheduling import Resources
 
 if TYPE_CHECKING:
@@ -30,6 +29,20 @@ class Giver(Actor):
 
     async def give(self) -> TensorRef:
         return await self.store.put(self.array)
+
+    async def hops(self, takers: list[Any], count: int) -> list[tuple[float, float]]:
+        """Return the seconds in which each of a row of tensors reaches its first reader, and then the second."""
+        return [await self._hop(takers) for _ in range(warmth(count) + count)][-count:]
+
+    async def _hop(self, takers: list[Any]) -> tuple[float, float]:
+        start = time.perf_counter()
+        ref = await self.store.put(self.array)
+        first = await takers[0].take(ref)
+        middle = time.perf_counter()
+        further = await takers[1].take(ref)
+        end = time.perf_counter()
+        check(first, further, self.array.nbytes)
+        return middle - start, end - middle
 
     async def puts(self, count: int) -> list[float]:
         """Return the seconds of each put. What it gave is let go of at once, and the next one reuses the memory."""
@@ -57,7 +70,7 @@ class Taker(Actor):
 
 def main(turns: Turns) -> None:
     """Start the gang in a Ray that runs."""
-    serve_gang(turns, make, {"first": first, "further": further, "put": put, "copy": copy})
+    serve_gang(turns, make, {"first": first, "further": further, "handed": handed, "put": put, "copy": copy})
 
 
 def make() -> Gang:
@@ -65,25 +78,10 @@ def make() -> Gang:
     return Gang(Role("giver", Giver, resources=resources), Role("taker", Taker, 2, resources=resources))
 
 
-async def hop(gang: Gang, nbytes: int) -> tuple[float, float]:
-    takers = gang["taker"]
-    start = time.perf_counter()
-    ref = await gang["giver"][0].give()
-    first = await takers[0].take(ref)
-    middle = time.perf_counter()
-    further = await takers[1].take(ref)
-    end = time.perf_counter()
-    check(first, further, nbytes)
-    return middle - start, end - middle
-
-
 async def hops(gang: Gang, nbytes: int, count: int) -> list[tuple[float, float]]:
     await gang["giver"][0].prepare(nbytes)
-    samples = []
-    for _ in range(warmth(count) + count):
-        samples.append(await hop(gang, nbytes))
-        await asyncio.sleep(FREEING)
-    return samples[-count:]
+    samples: list[tuple[float, float]] = await gang["giver"][0].hops(list(gang["taker"]), count)
+    return samples
 
 
 async def first(gang: Gang, nbytes: int, count: int) -> list[float]:
@@ -92,6 +90,20 @@ async def first(gang: Gang, nbytes: int, count: int) -> list[float]:
 
 async def further(gang: Gang, nbytes: int, count: int) -> list[float]:
     return [sample for _, sample in await hops(gang, nbytes, count)]
+
+
+async def handed(gang: Gang, nbytes: int, count: int) -> list[float]:
+    await gang["giver"][0].prepare(nbytes)
+    return [await hand(gang, nbytes) for _ in range(warmth(count) + count)][-count:]
+
+
+async def hand(gang: Gang, nbytes: int) -> float:
+    start = time.perf_counter()
+    ref = await gang["giver"][0].give()
+    got = await gang["taker"][0].take(ref)
+    end = time.perf_counter()
+    check(got, got, nbytes)
+    return end - start
 
 
 async def put(gang: Gang, nbytes: int, count: int) -> list[float]:

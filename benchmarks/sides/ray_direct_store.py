@@ -10,7 +10,7 @@ import torch
 from ray.experimental.collective import create_collective_group
 
 from benchmarks.cluster import join
-from benchmarks.sides.hops import ray_first, ray_further
+from benchmarks.sides.hops import ray_handed
 
 if TYPE_CHECKING:
     from benchmarks.side import Turns
@@ -46,9 +46,9 @@ def main(turns: Turns) -> None:
         create_collective_group([giver, *takers], backend="gloo")
         actors.extend((giver, takers))
 
-    def hops(row: Any, nbytes: int, count: int) -> list[float]:
-        giver, takers = actors
-        return row(giver, takers, nbytes, count)
+    def hops(place: int, nbytes: int, count: int) -> list[float]:
+        return [sample[place] for sample in ray_handed(*actors, nbytes, count)]
 
-    turns.serve({"setup": setup, "first": partial(hops, ray_first), "further": partial(hops, ray_further)})
+    first, further = partial(hops, 0), partial(hops, 1)
+    turns.serve({"setup": setup, "first": first, "further": further, "handed": first})
     ray.shutdown()

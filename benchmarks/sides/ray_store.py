@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import ray
 
 from benchmarks.cluster import join
-from benchmarks.sides.hops import ray_first, ray_further
+from benchmarks.side import warmth
+from benchmarks.sides.hops import check, ray_handed
 
 if TYPE_CHECKING:
     from benchmarks.side import Turns
@@ -17,13 +19,27 @@ if TYPE_CHECKING:
 
 @ray.remote(num_cpus=0.1)
 class Giver:
-    """Returns the same array again and again; Ray stores each."""
+    """Puts the same array again and again, or returns it; Ray stores each."""
 
     def prepare(self, nbytes: int) -> None:
         self.array = np.ones(nbytes, np.uint8)
 
     def give(self) -> np.ndarray:
         return self.array
+
+    def hops(self, takers: list[Any], count: int) -> list[tuple[float, float]]:
+        """Return the seconds in which each of a row of arrays reaches its first reader, and then the second."""
+        return [self._hop(takers) for _ in range(warmth(count) + count)][-count:]
+
+    def _hop(self, takers: list[Any]) -> tuple[float, float]:
+        start = time.perf_counter()
+        ref = ray.put(self.array)
+        first = ray.get(takers[0].take.remote(ref))
+        middle = time.perf_counter()
+        further = ray.get(takers[1].take.remote(ref))
+        end = time.perf_counter()
+        check(first, further, self.array.nbytes)
+        return middle - start, end - middle
 
 
 @ray.remote(num_cpus=0.1)
@@ -42,9 +58,13 @@ def main(turns: Turns) -> None:
         join(address)
         actors.extend((Giver.remote(), [Taker.remote() for _ in range(2)]))
 
-    def hops(row: Any, nbytes: int, count: int) -> list[float]:
+    def hops(place: int, nbytes: int, count: int) -> list[float]:
         giver, takers = actors
-        return row(giver, takers, nbytes, count)
+        ray.get(giver.prepare.remote(nbytes))
+        return [sample[place] for sample in ray.get(giver.hops.remote(takers, count))]
 
-    turns.serve({"setup": setup, "first": partial(hops, ray_first), "further": partial(hops, ray_further)})
+    def handed(nbytes: int, count: int) -> list[float]:
+        return [sample for sample, _ in ray_handed(*actors, nbytes, count)]
+
+    turns.serve({"setup": setup, "first": partial(hops, 0), "further": partial(hops, 1), "handed": handed})
     ray.shutdown()

@@ -41,6 +41,7 @@ class Lender:
         """What the other end was told to forget. Descriptors overtake that word: until it confirms, these count."""
         self._lent: dict[int, Extent] = {}
         self._loans: set[Loan] = set()
+        self._taken_back: set[int] = set()
         self._numbers = 0
         self._closed = False
         self._arena = arena()
@@ -75,10 +76,31 @@ class Lender:
         self._lent[self._numbers] = extent
         return self._numbers
 
+    def lend_view(self, view: memoryview) -> tuple[int, ...] | None:
+        """Lend memory of a block apart from any message: return a Reference, or None where it cannot be shown."""
+        found = self._arena.find(view)
+        if found is None:
+            return None
+        extent, start = found
+        if not self._show(extent.segment):
+            self._arena.release(extent)
+            return None
+        return 0, extent.segment.number, self.lend(extent), extent.offset + start, len(view)
+
+    def take_back(self, reference: tuple[int, ...]) -> None:
+        """Undo a `lend_view` of which the other end has not heard, as far as is known here."""
+        extent = self._lent.pop(reference[2], None)
+        if extent is not None:
+            self._taken_back.add(reference[2])
+            self._arena.release(extent)
+
     def give_back(self, numbers: Sequence[int]) -> None:
         """Take what the other end does not use any more. Raises: WireError."""
         for number in numbers:
             extent = self._lent.pop(number, None)
+            if extent is None and number in self._taken_back:
+                self._taken_back.remove(number)
+                continue
             if extent is None:
                 raise WireError(f"shared memory {number} was given back, which was not lent")
             self._arena.release(extent)

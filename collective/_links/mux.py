@@ -112,6 +112,23 @@ class Mux(Link):
         if self._error is None:
             self.carrier.linger(until)
 
+    def lend(self, view: memoryview) -> tuple[int, ...] | None:
+        sharing = self.carrier.sharing
+        return None if sharing is None or self._error is not None else sharing.lend(view)
+
+    def take_back(self, lent: tuple[int, ...]) -> None:
+        if self._error is None:
+            self._sharing().take_back(lent)
+
+    def borrow(self, lent: tuple[int, ...]) -> memoryview | None:
+        if self._error is not None:
+            return None
+        try:
+            return self._sharing().borrow([Reference(*lent)])[lent[0]]
+        except (WireError, TypeError) as error:
+            self.end(LinkBroken(f"{self._name()} broke: it does not speak this protocol ({error})"))
+            return None
+
     def open(self, port: str, payload: bytes = b"", *, window: int = WINDOW) -> Channel:
         if self._error is not None:
             raise type(self._error)(*self._error.args)

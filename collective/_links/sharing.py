@@ -48,11 +48,15 @@ class Sharing:
 
     def loan(self, buffers: Sequence[Piece]) -> Loan | None:
         """See `Lender.loan`."""
-        if self._lender is None:
-            from collective._links.lending import Lender  # which imports numpy
+        return self._lending().loan(buffers)
 
-            self._lender = Lender(self._sock, self._urge)
-        return self._lender.loan(buffers)
+    def lend(self, view: memoryview) -> tuple[int, ...] | None:
+        """See `Lender.lend_view`."""
+        return self._lending().lend_view(view)
+
+    def take_back(self, lent: tuple[int, ...]) -> None:
+        """See `Lender.take_back`."""
+        self._lending().take_back(lent)
 
     def give_back(self, numbers: Sequence[int]) -> None:
         """See `Lender.give_back`."""
@@ -116,6 +120,13 @@ class Sharing:
                 os.close(descriptor)
             raise WireError(f"segment {number} came with {len(descriptors)} descriptors")
         self._borrowing().adopt(number, nbytes, descriptors[0])
+
+    def _lending(self) -> Lender:
+        if self._lender is None:
+            from collective._links.lending import Lender  # which imports numpy
+
+            self._lender = Lender(self._sock, self._urge)
+        return self._lender
 
     def _borrowing(self) -> Borrower:
         if self._borrower is None:

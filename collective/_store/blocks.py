@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from bisect import bisect_right
 from collections import deque
@@ -30,8 +31,11 @@ _READ = -1
 
 
 class Memory:
-    """A block of the arena. Its bytes are the store's until nobody uses it: not the owner, and no receiver.
+    """Bytes of a store: a block of the arena, or what is small enough to be copied to others, by itself.
 
+    They are the store's until nobody uses them: not the owner, and no receiver.
+
+    :ivar block: the block; None where there is none.
     :ivar entries: how many entries lie in it.
     :ivar readers: how many arrays the owner itself has got by refs.
     :ivar array: the array that `TensorStore.empty` returned, while somebody has it.
@@ -39,14 +43,32 @@ class Memory:
 
     __slots__ = ("__weakref__", "address", "array", "block", "entries", "nbytes", "readers", "view")
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, view: memoryview, block: Block | None = None) -> None:
         self.block = block
-        self.view = block.memory
-        self.nbytes = block.nbytes
-        self.address = _address(np.frombuffer(block.memory, np.uint8))
+        self.view = view
+        self.nbytes = view.nbytes
+        self.address = 0 if block is None else _address(np.frombuffer(view, np.uint8))
         self.entries = 0
         self.readers = 0
         self.array: weakref.ref[np.ndarray] | None = None
+
+    def shown(self, part: memoryview) -> memoryview:
+        """Return a part of it as readers may have it: those of blocks map private pages of what can be written."""
+        return part if self.block is not None else part.toreadonly()
+
+
+class _Small(np.ndarray):
+    """Memory that is no block. Its end is told, in whichever thread that is."""
+
+    _blocks: Blocks | None = None
+
+    def __del__(self) -> None:
+        if self._blocks is not None:
+            self._blocks._watch(round_up(self.nbytes), _nothing, 0)
+
+
+def _nothing() -> None:
+    """Stand in for a Memory that nobody looks for."""
 
 
 class Blocks:
@@ -58,6 +80,7 @@ class Blocks:
         self._empties: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
         self._news: deque[tuple[int, Callable[[], Memory | None], int]] = deque()
         self._scheduled = False
+        self._thread = threading.get_ident()
         arena().join(self)  # so that it keeps its pages warm
 
     def segment_gone(self, number: int) -> None:
@@ -66,6 +89,12 @@ class Blocks:
     def close(self) -> None:
         """Do without warm pages from now on. Idempotent."""
         arena().leave(self, [], -1, dead=True)
+
+    def small(self, nbytes: int) -> Memory:
+        """Return memory that is no block; room as for `allocate`."""
+        owned = np.empty(nbytes, np.uint8).view(_Small)
+        owned._blocks = self
+        return Memory(owned.data)
 
     def allocate(self, nbytes: int) -> Memory:
         """Return memory of which all pages have been taken from the room; they go back by themselves.
@@ -80,7 +109,7 @@ class Blocks:
         except MemoryError:
             self._room.give_back(round_up(nbytes))
             raise MemoryError(f"the system has no {nbytes} bytes of shared memory for a store") from None
-        memory = Memory(block)
+        memory = Memory(block.memory, block)
         owner.append(weakref.ref(memory))
         return memory
 
@@ -140,7 +169,7 @@ class Blocks:
         self._watch(0, lambda: memory, _READ)
 
     def _make_writable(self, memory: Memory) -> None:
-        if not memory.entries and not memory.readers and memory.block.uses == 1:
+        if not memory.entries and not memory.readers and memory.block is not None and memory.block.uses == 1:
             self._mark(memory, writeable=True)
 
     def _mark(self, memory: Memory, *, writeable: bool) -> None:
@@ -155,7 +184,10 @@ class Blocks:
             return
         self._scheduled = True
         with contextlib.suppress(RuntimeError):  # The loop is closed, and nobody waits for room.
-            self._loop.call_soon_threadsafe(self._take_news)
+            if threading.get_ident() == self._thread:
+                self._loop.call_soon(self._take_news)
+            else:
+                self._loop.call_soon_threadsafe(self._take_news)
 
     def _take_news(self) -> None:
         self._scheduled = False

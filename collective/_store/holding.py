@@ -6,212 +6,19 @@ ref until its last is gone here, whichever thread lets go of it.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import pickle
-import threading
-import weakref
-from abc import ABC, abstractmethod
-from collections import deque
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from collective._store import wire
-from collective._store.wire import HEAD, NOBODY, TOKEN
-from collective.abc import Message
-from collective.errors import LinkError, RefLost
+from collective._store.tie import Tie
+from collective._store.wire import TOKEN
 from collective.freight import name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
+    from collective._store.sources import Hold, Source
     from collective._store.wire import Where
-    from collective.abc import Channel, Endpoint
-
-
-class Found(NamedTuple):
-    """What an entry consists of, or a part of it: its Spec, taken apart, and its memory."""
-
-    spec: bytes | memoryview
-    parts: Sequence[memoryview]
-
-
-class Tables:
-    """What is handed over within this process, since links between its endpoints copy: by table and request."""
-
-    def __init__(self) -> None:
-        self._tables: dict[int, dict[int, Found]] = {}
-        self._numbers = count(1)
-
-    def open(self) -> tuple[int, dict[int, Found]]:
-        """Return a new table and its number."""
-        number = next(self._numbers)
-        table = self._tables[number] = {}
-        return number, table
-
-    def close(self, number: int) -> None:
-        """Forget a table."""
-        del self._tables[number]
-
-    def take(self, number: int, request: int) -> Found | None:
-        """Take what was handed over; None where the table is gone."""
-        return self._tables.get(number, {}).pop(request, None)
-
-
-tables = Tables()
-
-
-class Hold:
-    """One entry that this endpoint holds."""
-
-    __slots__ = ("__weakref__", "entry", "source")
-
-    def __init__(self, source: Source, entry: int) -> None:
-        self.source = source
-        self.entry = entry
-        weakref.finalize(self, source.let_go, entry).atexit = False
-
-
-class Source(ABC):
-    """A store, as one endpoint that holds entries of it sees it. Belongs to the endpoint's loop."""
-
-    def __init__(self, holder: Holder, where: Where) -> None:
-        self.holder = holder
-        self.where = where
-        self.loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
-        self._holds: weakref.WeakValueDictionary[int, Hold] = weakref.WeakValueDictionary()
-        self._let_go: deque[int] = deque()
-        self._scheduled = False
-
-    def hold(self, entry: int, token: bytes) -> Hold:
-        """Hold an entry of which a ref has come; `token` is of who sent it."""
-        hold = self._holds.get(entry)
-        kind = wire.ARRIVED
-        if hold is None:
-            kind, hold = wire.HOLD, Hold(self, entry)
-            self._holds[entry] = hold
-        self._say(HEAD.pack(kind, entry) + token)
-        return hold
-
-    def lease(self, entry: int, seconds: float) -> None:
-        """Have the owner keep an entry."""
-        self._say(HEAD.pack(wire.LEASE, entry) + wire.SECONDS.pack(seconds))
-
-    @property
-    def lost(self) -> bool:
-        """Whether the store cannot be reached any more."""
-        return False
-
-    @abstractmethod
-    async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
-        """Return an entry, or the part of its only tensor that `keys` select one after another, or (None) no part.
-
-        Raises:
-            RefLost: it is gone; `ref` names it.
-        """
-
-    @abstractmethod
-    def _say(self, message: bytes) -> None:
-        """Tell the store."""
-
-    def let_go(self, entry: int) -> None:
-        """Hold an entry no longer. This is a finalizer: in any thread, in the middle of anything."""
-        self._let_go.append(entry)
-        if self._scheduled:
-            return
-        self._scheduled = True
-        with contextlib.suppress(RuntimeError):  # The loop is closed, and with it what held the entry.
-            if threading.get_ident() == self._thread:
-                self.loop.call_soon(self.settle)
-            else:
-                self.loop.call_soon_threadsafe(self.settle)
-
-    def settle(self) -> None:
-        """Tell the store at once what was let go of."""
-        self._scheduled = False
-        while self._let_go:
-            self._say(HEAD.pack(wire.DROP, self._let_go.popleft()))
-
-
-class Tie(Source):
-    """A store of another endpoint."""
-
-    def __init__(self, holder: Holder, where: Where, on_end: Callable[[], None]) -> None:
-        super().__init__(holder, where)
-        self._on_end = on_end
-        self._numbers = count(1)
-        self._waiting: dict[int, asyncio.Future[Message | Found]] = {}
-        self._unsaid: list[bytes] = []
-        self._channel: Channel | None = None
-        self._cause = ""
-        self._opening = self.loop.create_task(self._open(), name=f"connecting to the store of {where.owner}")
-
-    async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
-        if self._cause:
-            raise RefLost(ref, self.where.owner, self._cause)
-        number = next(self._numbers)
-        reply = self._waiting[number] = self.loop.create_future()
-        try:
-            self._say(HEAD.pack(wire.FETCH, number) + pickle.dumps((entry, keys), pickle.HIGHEST_PROTOCOL))
-            answer = await reply
-        finally:
-            self._waiting.pop(number, None)
-        if isinstance(answer, Found):
-            return answer
-        header, buffers = answer
-        if not header:
-            raise RefLost(ref, self.where.owner, self._cause)
-        if header[0] == wire.GONE:
-            raise RefLost(ref, self.where.owner, header[HEAD.size :].decode())
-        return Found(buffers[0], buffers[1:])
-
-    @property
-    def lost(self) -> bool:
-        return bool(self._cause)
-
-    async def _open(self) -> None:
-        try:
-            link = await self.holder.endpoint.connect(self.where.address, self.where.credential)
-        except LinkError as error:
-            self._end(error)
-            return
-        self._channel = link.open(self.where.port, self.holder.name.encode())
-        self._channel.subscribe(self._on_message, self._end)
-        link.on_close(self._end)
-        unsaid, self._unsaid = self._unsaid, []
-        for message in unsaid:
-            self._channel.post(message)
-
-    def _say(self, message: bytes) -> None:
-        if self._channel is not None:
-            self._channel.post(message)
-        elif not self._cause:
-            self._unsaid.append(message)
-
-    def _on_message(self, message: Message) -> None:
-        kind, number = HEAD.unpack_from(message.header)
-        if kind == wire.TAKEN:
-            self.holder.taken(number)
-            return
-        answer: Message | Found | None = message
-        if kind == wire.HERE:
-            (table,) = wire.TABLE.unpack_from(message.header, HEAD.size)
-            answer = tables.take(table, number)
-        waiting = self._waiting.get(number)
-        if waiting is not None and not waiting.done() and answer is not None:
-            waiting.set_result(answer)
-
-    def _end(self, error: Exception) -> None:
-        if self._cause:
-            return
-        self._cause = f"its owner cannot be reached any more ({error})"
-        self._unsaid.clear()
-        self._on_end()
-        for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_result(Message(b"", []))
-        self.holder.lose(self)
+    from collective.abc import Endpoint
 
 
 class Pin:
@@ -293,7 +100,3 @@ def holder_of(endpoint: Endpoint) -> Holder:
         found = table["_gangline_holder"] = Holder(endpoint)
     assert isinstance(found, Holder)
     return found
-
-
-UNTOLD = TOKEN.pack(NOBODY, 0)
-"""The token of a ref whose sender does not wait: one from a lease."""

@@ -14,15 +14,18 @@ import numpy as np
 from collective import freight, tensors
 from collective._core.offload import LONG, offload
 from collective._links import borrowing, loops
-from collective._store.holding import UNTOLD, Found, Hold, Pin, holder_of
-from collective._store.trees import Spec, Summary, flatten
+from collective._store.holding import holder_of
+from collective._store.sources import UNTOLD
+from collective._store.trees import ALONE, Leaf, Spec, Summary, flatten
 from collective._store.wire import Where
 from collective.errors import RefLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
-    from collective.abc import Endpoint
+    from collective._store.holding import Pin
+    from collective._store.sources import Hold
+    from collective.abc import Endpoint, Link
 
 
 class TensorRef(freight.Ref):
@@ -37,7 +40,18 @@ class TensorRef(freight.Ref):
     it came to; may be dropped in any thread.
     """
 
-    __slots__ = ("__weakref__", "_expires", "_hold", "_keeper", "_keys", "_number", "_shape", "_summary", "_where")
+    __slots__ = (
+        "__weakref__",
+        "_content",
+        "_expires",
+        "_hold",
+        "_keeper",
+        "_keys",
+        "_number",
+        "_shape",
+        "_summary",
+        "_where",
+    )
 
     def __init__(
         self,
@@ -49,6 +63,7 @@ class TensorRef(freight.Ref):
         hold: Hold | None = None,
         expires: float | None = None,
         keeper: object = None,
+        content: tuple[Spec, Sequence[memoryview]] | None = None,
     ) -> None:
         if not _ray_knows and "ray" in sys.modules:
             _tell_ray()
@@ -59,6 +74,8 @@ class TensorRef(freight.Ref):
         self._hold: Hold | None = hold
         self._expires = expires
         self._keeper = keeper
+        self._content = content
+        """What it refers to, but for the keys, where that came along with it."""
         self._shape = summary.shape if not keys or summary.shape is None else _select(summary.shape, keys)
 
     @property
@@ -96,13 +113,12 @@ class TensorRef(freight.Ref):
         """
         if self._shape is not None:
             _check_target(out, self._shape, self._summary.dtype, "")
-        found = await self._fetch()
-        spec = Spec.loads(found.spec)
+        spec, parts = await self._fetch()
         targets = flatten(out, spec.form)
         for index, target in targets:
             leaf = spec.leaves[index]
             _check_target(target, leaf.shape, leaf.dtype, f" for {leaf}")
-        sources = [spec.leaves[index].view(found.parts[spec.leaves[index].part]) for index, _ in targets]
+        sources = [spec.leaves[index].view(parts[spec.leaves[index].part]) for index, _ in targets]
         pairs = [(target, source) for (_, target), source in zip(targets, sources, strict=True)]
         if sum(source.nbytes for source in sources) > LONG:
             await offload(partial(_fill, pairs))
@@ -128,6 +144,7 @@ class TensorRef(freight.Ref):
             hold=self._held(),
             expires=self._expires,
             keeper=self._keeper,
+            content=self._content,
         )
 
     def __iter__(self) -> Any:
@@ -163,7 +180,7 @@ class TensorRef(freight.Ref):
 
     def free(self) -> None:
         """Let go at once, instead of when the last reference to this object goes: awaiting it raises RefLost then."""
-        self._hold = None
+        self._hold = self._content = None
         self._expires = -1.0
 
     def __copy__(self) -> TensorRef:
@@ -207,11 +224,19 @@ class TensorRef(freight.Ref):
             hold = self._hold = source.hold(self._number, UNTOLD)
         return hold
 
-    def _ship(self, on_end: Callable[[Pin], None]) -> tuple[Pin, tuple[Any, ...]]:
+    def _ship(self, on_end: Callable[[Pin], None], luggage: freight.Luggage) -> tuple[Pin, tuple[Any, ...]]:
         """Count it for a frame; return what the frame says of it, and who understands that."""
         hold = self._held()
         pin, token = hold.source.holder.pin(hold, on_end)
-        return pin, (arrive, (self._where.packed, *self._record()[1:], token))
+        _, number, summary, keys = self._record()
+        content = None
+        # From its owner alone: whoever else sends it may die before the owner has heard, and then it shall be lost.
+        if pin.live and not keys and (entry := hold.source.content(number)) is not None:
+            data, memory = entry
+            parts = luggage.pack(memory)
+            if parts is not None:
+                content = data, parts
+        return pin, (arrive, (self._where.packed, number, summary, keys, token, content))
 
     def _record(self) -> tuple[Any, ...]:
         """Return what says which entry it is, and which part of that."""
@@ -222,21 +247,41 @@ class TensorRef(freight.Ref):
         found = await self._held().source.fetch(self._number, None, repr(self))
         return Spec.loads(found.spec)
 
-    async def _fetch(self) -> Found:
+    async def _fetch(self) -> tuple[Spec, Sequence[memoryview]]:
         hold = self._held()
-        if hold.source.loop is not asyncio.get_running_loop():
+        source = hold.source
+        if source.loop is not asyncio.get_running_loop():
             raise RuntimeError(
                 f"{self!r} belongs to another event loop; await it there, or take ref.lease(seconds) along"
             )
-        return await hold.source.fetch(self._number, self._keys, repr(self))
+        if self._content is not None and not source.lost:
+            found = _cut(*self._content, self._keys) if self._keys else self._content
+            if found is not None:
+                return found
+        spec, parts = await source.fetch(self._number, self._keys, repr(self))
+        return Spec.loads(spec), parts
 
     async def _get(self) -> Any:
-        found = await self._fetch()
-        spec = Spec.loads(found.spec)
-        for kind in {leaf.kind for leaf in spec.leaves}:
-            if not tensors.loaded(kind):
-                await offload(partial(tensors.load, kind))
-        return spec.assemble(found.parts, borrowing.private)
+        spec, parts = await self._fetch()
+        for leaf in spec.leaves:
+            if not tensors.loaded(leaf.kind):
+                await offload(partial(tensors.load, leaf.kind))
+        return spec.assemble(parts, borrowing.private)
+
+
+def _cut(
+    spec: Spec, parts: Sequence[memoryview], keys: tuple[Any, ...]
+) -> tuple[Spec, Sequence[memoryview]] | None:
+    """Return what keys select of a tensor that is here; None where its owner can do that better.
+
+    That is where elements do not lie in order, for a copy would keep no more than those; and where a tensor of torch is
+    to have private pages.
+    """
+    leaf = spec.leaves[0]
+    part = select(leaf.view(parts[0]), keys)
+    if not part.flags.c_contiguous or leaf.kind != "numpy":
+        return None
+    return Spec(ALONE, (leaf._replace(offset=0, shape=part.shape),)), [part.reshape(-1).view(np.uint8).data]
 
 
 _ray_knows = False
@@ -253,12 +298,36 @@ def _tell_ray() -> None:
     _ray_knows = _ray_refs.register()
 
 
-def arrive(record: tuple[Any, ...], endpoint: Endpoint) -> TensorRef:
-    """Take what a frame says of a ref."""
-    packed, number, summary, keys, token = record
+def arrive(record: tuple[Any, ...], endpoint: Endpoint, link: Link | None) -> TensorRef:
+    """Take what a frame that came by a link says of a ref."""
+    packed, number, summary, keys, token, content = record
     where = Where.unpack(packed)
-    hold = holder_of(endpoint).source(where).hold(number, token)
-    return TensorRef(where, number, Summary(*summary), keys=keys, hold=hold)
+    summary = Summary(*summary)
+    found, light = _unpack(summary, content, link) if content is not None else (None, False)
+    hold = holder_of(endpoint).source(where).hold(number, token, at_ease=found is not None, light=light)
+    return TensorRef(where, number, summary, keys=keys, hold=hold, content=found)
+
+
+def _unpack(
+    summary: Summary, content: tuple[bytes | None, Sequence[bytes | tuple[int, ...]]], link: Link | None
+) -> tuple[tuple[Spec, Sequence[memoryview]] | None, bool]:
+    """Return what came along with a ref, and whether it lies in the frame itself."""
+    data, packed = content
+    parts = []
+    light = True
+    for each in packed:
+        if isinstance(each, bytes):
+            parts.append(memoryview(each))
+            continue
+        light = False
+        view = link.borrow(each) if link is not None else None
+        if view is None:
+            return None, False
+        parts.append(view)
+    if data is not None:
+        return (Spec.loads(data), parts), light
+    assert summary.shape is not None
+    return (Spec(ALONE, (Leaf(0, 0, summary.shape, summary.dtype, summary.kind),)), parts), light
 
 
 def select(array: np.ndarray, keys: tuple[Any, ...]) -> np.ndarray:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from collective._core.offload import LONG, offload
 from collective._store import wire
-from collective._store.holding import Found, Holder, Source, tables
 from collective._store.refs import select
-from collective._store.trees import Leaf, Place, Spec
-from collective._store.wire import HEAD, NOBODY, SECONDS, TOKEN, Where
+from collective._store.sources import UNTOLD, Found, Source, tables
+from collective._store.trees import ALONE, Leaf, Spec
+from collective._store.wire import HEAD, LENGTH, NOBODY, SECONDS, TOKEN, Where
 from collective.abc import LARGE
 from collective.errors import LinkError, RefLost, WouldBlock
 from collective.types import EntryStatistics
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from collective._store.blocks import Blocks, Memory
+    from collective._store.holding import Holder
     from collective.abc import Channel, Message
 
 _NOT_THERE = "nobody held it any more, and its owner has freed it"
@@ -37,13 +39,17 @@ class Entry:
     ) -> None:
         self.number = number
         self.spec = spec
-        self.data = spec.dumps()
         self.memories = tuple(memories)
         self.parts = list(parts)
         self.holders: dict[object, int] = {}
         """How often each session, and the owner itself, holds it."""
         self.leased_until = 0.0
         self.since = time.monotonic()
+
+    @cached_property
+    def data(self) -> bytes:
+        """The spec, taken apart."""
+        return self.spec.dumps()
 
     @property
     def kept(self) -> bool:
@@ -89,23 +95,27 @@ class Books:
             del self._untold[sender, number]
             session.tell(number)
 
-    def hear(self, holder: object, message: bytes) -> None:
-        """Take what a holder says, a request excepted."""
-        kind, number = HEAD.unpack_from(message)
+    def register(self, holder: object, kind: int, number: int, token: bytes | memoryview) -> None:
+        """Hear that a holder has got a ref."""
+        if kind == wire.HOLD and (entry := self.entries.get(number)) is not None:
+            entry.holders[holder] = entry.holders.get(holder, 0) + 1
+        if token != UNTOLD:
+            self._taken(*TOKEN.unpack(token))
+
+    def drop(self, holder: object, number: int) -> None:
+        """Hear that a holder has let go of an entry."""
         entry = self.entries.get(number)
-        if kind in (wire.HOLD, wire.ARRIVED):
-            if entry is not None and kind == wire.HOLD:
-                entry.holders[holder] = entry.holders.get(holder, 0) + 1
-            self._taken(*TOKEN.unpack_from(message, HEAD.size))
-        elif entry is None:
+        if entry is None:
             return
-        elif kind == wire.DROP:
-            left = entry.holders.pop(holder, 1) - 1
-            if left:
-                entry.holders[holder] = left
-            self._look_at(entry)
-        elif kind == wire.LEASE:
-            (seconds,) = SECONDS.unpack_from(message, HEAD.size)
+        left = entry.holders.pop(holder, 1) - 1
+        if left:
+            entry.holders[holder] = left
+        self._look_at(entry)
+
+    def lease(self, number: int, seconds: float) -> None:
+        """Keep an entry, whoever holds it."""
+        entry = self.entries.get(number)
+        if entry is not None:
             entry.leased_until = max(entry.leased_until, time.monotonic() + seconds)
             # A moment later, lest the clocks differ.
             self.loop.call_later(seconds + 0.01, self._look_at, entry)
@@ -119,7 +129,7 @@ class Books:
             return entry.data, entry.parts if keys is not None else []
         leaf = entry.spec.leaves[0]
         part = select(leaf.view(entry.parts[leaf.part]), keys)
-        return Spec(Place(0), (Leaf(0, 0, part.shape, leaf.dtype, leaf.kind),)).dumps(), part
+        return Spec(ALONE, (Leaf(0, 0, part.shape, leaf.dtype, leaf.kind),)).dumps(), part
 
     def show(self, number: int, parts: Sequence[memoryview]) -> list[memoryview]:
         """Return parts of an entry for readers in this process, who are seen to hold them."""
@@ -199,8 +209,22 @@ class OwnSource(Source):
         found = self.find(entry, keys, ref)
         return Found(found[0], self._books.show(entry, await _in_order(found[1])))
 
-    def _say(self, message: bytes) -> None:
-        self._books.hear(self, message)
+    def lease(self, entry: int, seconds: float) -> None:
+        self._books.lease(entry, seconds)
+
+    def content(self, entry: int) -> tuple[bytes | None, Sequence[memoryview]] | None:
+        found = self._books.entries.get(entry)
+        if found is None:
+            return None
+        if found.spec.is_plain:
+            return None, found.parts
+        return (found.data, found.parts) if len(found.data) <= LARGE // 16 else None
+
+    def _register(self, kind: int, entry: int, token: bytes, *, at_ease: bool) -> None:
+        self._books.register(self, kind, entry, token)
+
+    def _drop(self, entry: int, *, at_ease: bool) -> None:
+        self._books.drop(self, entry)
 
     def __str__(self) -> str:
         return self.holder.name
@@ -229,12 +253,27 @@ class Session:
         self.channel.post(HEAD.pack(wire.TAKEN, number))
 
     def on_message(self, message: Message) -> None:
-        """Take what it says."""
-        kind, number = HEAD.unpack_from(message.header)
-        if kind != wire.FETCH:
-            self._books.hear(self, message.header)
-            return
-        entry, keys = pickle.loads(memoryview(message.header)[HEAD.size :])
+        """Take what it says, one thing after the other."""
+        said = memoryview(message.header)
+        at = 0
+        while at < len(said):
+            kind, number = HEAD.unpack_from(said, at)
+            at += HEAD.size
+            if kind in (wire.HOLD, wire.ARRIVED):
+                self._books.register(self, kind, number, said[at : at + TOKEN.size])
+                at += TOKEN.size
+            elif kind == wire.DROP:
+                self._books.drop(self, number)
+            elif kind == wire.LEASE:
+                self._books.lease(number, *SECONDS.unpack_from(said, at))
+                at += SECONDS.size
+            else:
+                (size,) = LENGTH.unpack_from(said, at)
+                at += LENGTH.size
+                self._fetch(number, *pickle.loads(said[at : at + size]))
+                at += size
+
+    def _fetch(self, number: int, entry: int, keys: tuple[Any, ...] | None) -> None:
         found = self._books.find(entry, keys)
         if found is None:
             self.channel.post(HEAD.pack(wire.GONE, number) + _NOT_THERE.encode())

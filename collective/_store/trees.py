@@ -78,7 +78,8 @@ class Place:
     index: int
 
 
-_ALONE: Final = Place(0)
+ALONE: Final = Place(0)
+"""The form of a tensor by itself."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,16 @@ class Spec:
     @property
     def summary(self) -> Summary:
         """Return what refs say of it."""
-        nbytes = sum(leaf.nbytes for leaf in self.leaves)
         if isinstance(self.form, Place):
             leaf = self.leaves[0]
-            return Summary(leaf.shape, leaf.dtype, leaf.kind, 1, nbytes)
+            return Summary(leaf.shape, leaf.dtype, leaf.kind, 1, leaf.nbytes)
+        nbytes = sum(leaf.nbytes for leaf in self.leaves)
         return Summary(None, "", "", len(self.leaves), nbytes)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is of a tensor alone, at the start of its part: its summary says all then."""
+        return isinstance(self.form, Place) and not self.leaves[0].offset and len(self.leaves) == 1
 
     def dumps(self) -> bytes:
         """Take it apart."""
@@ -107,20 +113,20 @@ class Spec:
     def loads(data: bytes | memoryview) -> Spec:
         """Put it together."""
         form, leaves = pickle.loads(data)
-        return Spec(_ALONE if form is None else form, tuple(Leaf(*leaf) for leaf in leaves))
+        return Spec(ALONE if form is None else form, tuple(Leaf(*leaf) for leaf in leaves))
 
     def assemble(self, parts: Sequence[memoryview], private: Callable[[memoryview], memoryview]) -> Any:
         """Return the structure over these parts: arrays of numpy read-only, tensors over private memory.
 
         :param private: makes memory to write of a part.
         """
+        if isinstance(self.form, Place) and self.leaves[0].kind == "numpy":
+            return _read_only(self.leaves[0], parts)
         own: dict[int, memoryview] = {}
         made: list[Any] = []
         for leaf in self.leaves:
             if leaf.kind == "numpy":
-                array = leaf.view(parts[leaf.part].toreadonly())
-                array.flags.writeable = False  # also where there are no bytes
-                made.append(array)
+                made.append(_read_only(leaf, parts))
                 continue
             if leaf.part not in own:
                 own[leaf.part] = private(parts[leaf.part])
@@ -128,13 +134,20 @@ class Spec:
         return rebuild(self.form, made)
 
 
+def _read_only(leaf: Leaf, parts: Sequence[memoryview]) -> np.ndarray:
+    array = leaf.view(parts[leaf.part].toreadonly())
+    array.flags.writeable = False  # also where there are no bytes
+    return array
+
+
 def view(part: Any, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Return an array of a part of memory."""
     kind = tensors.numpy_dtype(dtype)
-    nbytes = prod(shape) * kind.itemsize
-    if not nbytes:
+    count = prod(shape)
+    if not count or not kind.itemsize:
         return np.empty(shape, kind)
-    return np.frombuffer(part, np.uint8, nbytes, offset).view(kind).reshape(shape)
+    array = np.frombuffer(part, kind, count, offset)
+    return array if len(shape) == 1 else array.reshape(shape)
 
 
 def take_apart(tree: Any) -> Tree:

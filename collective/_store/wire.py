@@ -1,13 +1,14 @@
 """What holders and the store that they read from say to each other.
 
 A holder opens one channel to the store's port `store/<uid>`, with its name as the payload. Everything small is posted,
-so that it is in order and waits for nothing; what was fetched is sent.
+so that it is in order and waits for nothing; what was fetched is sent. A message to the store holds one or more of
+these, one behind the other.
 
     holder to store:  HOLD(entry) TOKEN       it holds an entry from now on, and a ref has arrived there
                       ARRIVED(entry) TOKEN    another ref of one that it holds has arrived
                       DROP(entry)             it does not hold it any more; one for each HOLD
                       LEASE(entry) seconds    keep it so long, whoever holds it
-                      FETCH(request) pickle   of the entry's number and the keys that select a part of it
+                      FETCH(request) LENGTH   and a pickle of the entry's number and the keys that select a part
     store to holder:  TAKEN(pin)              the ref that this holder had sent elsewhere has arrived there
                       REPLY(request)          buffers: the Spec, and the parts
                       HERE(request) TABLE     the same, where both are in one process: it is in that table
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 HEAD: Final = struct.Struct("<BQ")
 TOKEN: Final = struct.Struct("<32sQ")
 """Which endpoint sent the ref, and the number of its pin there; zeros where none waits to hear of it."""
+LENGTH: Final = struct.Struct("<I")
 TABLE: Final = struct.Struct("<Q")
 SECONDS: Final = struct.Struct("<d")
 

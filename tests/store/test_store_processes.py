@@ -14,10 +14,10 @@ import torch
 from store_harness import held_by, holders, is_empty, peers, run, soon
 
 from actors import Handles
-from collective import PeerLost, RefLost
+from collective import PeerLost, RefLost, TensorStore
 from collective._links.borrowing import Borrowed
 from collective._store.holding import holder_of
-from collective.links import loop_endpoint
+from collective.links import loop_endpoint, open_endpoint
 
 COUNT = 1 << 20
 ME = f"process {os.getpid()}"
@@ -171,6 +171,68 @@ def test_who_never_gets_a_ref_does_not_keep_it():
         run(main())
 
 
+def test_what_an_owner_sends_is_there_with_the_ref():
+    async def main() -> None:
+        a, b = pair[0].handle, pair[1].handle
+        await a.statistics()  # the link is there
+        for count in (1000, COUNT):
+            ref, tree = await a.make(count), await a.put({"x": [torch.ones(count), np.zeros(3)]})
+            await b.keep(ref[5:])
+            await held_by(a, "b", ME, ME)
+            pair[0].process.send_signal(signal.SIGSTOP)
+            array, found = await ref, await tree  # nobody is asked
+            np.testing.assert_array_equal(await ref[5:10], range(5, 10))
+            assert isinstance(base_of(array), Borrowed) == (count == COUNT)
+            pair[0].process.send_signal(signal.SIGCONT)
+            found["x"][0].zero_()
+            assert torch.equal((await tree)["x"][0], torch.ones(count))
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 1
+            assert (await ref.into(np.empty(count, np.float32)))[-1] == count - 1
+            await b.forget()
+            del ref, tree
+            await held_by(a)
+            np.testing.assert_array_equal(array, np.arange(count, dtype=np.float32))
+            del array, found
+            await is_empty(a)
+
+    with peers("a", "b") as pair:
+        run(main())
+
+
+def test_what_was_lent_for_a_frame_that_never_left_is_taken_back():
+    async def main() -> None:
+        b = only[0].handle
+        async with await open_endpoint(kinds=("shm",)) as endpoint:
+            store = TensorStore(endpoint, owner="here", limit=8 * COUNT)
+            ref = await store.put(np.ones(COUNT, np.float32))
+            assert await b.total(ref) == await b.total(ref) == COUNT
+            await soon(lambda: is_quiet(endpoint))
+            only[0].process.send_signal(signal.SIGSTOP)
+            first = asyncio.create_task(b.keep(np.ones(4 << 20)))  # waits to be asked for, and the next one behind it
+            second = asyncio.create_task(b.keep([ref, np.ones(4 << 20)]))
+            await asyncio.sleep(0.01)
+            second.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await second
+            del ref, second
+            await soon(lambda: is_free(store))
+            only[0].process.kill()
+            with pytest.raises(PeerLost):
+                await first
+            store.close()
+
+    async def is_quiet(endpoint: Any) -> bool:
+        lent = [link.statistics().bytes_lent for link in loop_endpoint()._links.values()]
+        return not any(lent) and not holder_of(endpoint).pins
+
+    async def is_free(store: TensorStore) -> bool:
+        return not store.statistics().used
+
+    with peers("b") as only:
+        run(main())
+
+
 def test_a_holder_that_dies_gives_up_its_refs():
     async def main() -> None:
         a, b = pair[0].handle, pair[1].handle
@@ -190,10 +252,11 @@ def test_an_owner_that_dies_loses_its_refs_at_once():
         ref = await a.make(COUNT)
         await b.keep(ref)
         await b.fetch()
-        array = await ref
+        given = await b.give()  # not by its owner: it has to be asked
         data = pickle.dumps(ref.lease(60))
         pair[0].process.send_signal(signal.SIGSTOP)
-        waiting = [asyncio.create_task(each()) for each in (lambda: ref.into(np.empty(COUNT, np.float32)), b.total)]
+        array = await ref  # came with the ref from its owner
+        waiting = [asyncio.create_task(each()) for each in (lambda: given.into(np.empty(COUNT, np.float32)), b.total)]
         await soon(lambda: is_waiting(ref))
         pair[0].process.kill()
         for task in waiting:
