@@ -57,6 +57,14 @@ class Channel(ABC):
         """
 
     @abstractmethod
+    def lend_nowait(self, header: bytes, buffers: Sequence[Buffer]) -> None:
+        """Send a message of any size within the window as `send` does, or raise WouldBlock as `send_nowait` does.
+
+        Its buffers are not to be changed any more: they may still be on their way when this returns, as memory of
+        `collective.links.allocate` may that the other end reads in place.
+        """
+
+    @abstractmethod
     async def send(self, header: bytes, buffers: Sequence[Buffer] = ()) -> None:
         """Send a message of any size, after those that were sent before; return once its buffers may be changed.
 

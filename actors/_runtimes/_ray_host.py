@@ -13,6 +13,7 @@ import ray
 
 from actors._host import Host
 from actors._pickling import loads
+from actors._runtimes import _heap
 from collective.links import default_host, open_endpoint
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class RayHost:
         Raises:
             LinkError: the gang could not be reached.
         """
+        _heap.keep_warm()
         for entry in site.path:
             if entry not in sys.path:
                 sys.path.append(entry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Final
 
-_REPORTS: Final = 16
+_REPORTS: Final = 4
 """A receiver tells what was taken when it has come to this part of the limit."""
 
 

@@ -101,8 +101,20 @@ class Fabric:
 
     def lend(self, rank: int, message: tuple[Any, ...], memory: memoryview) -> None:
         """Post a message with memory that links share (`collective.links.allocate`), which is not copied."""
-        if not self._closed:
-            self._enqueue(rank, self._outboxes[rank], (pickle.dumps(message, 5), [memory]))
+        if self._closed:
+            return
+        outbox, header = self._outboxes[rank], pickle.dumps(message, 5)
+        if outbox.channel is not None and outbox.task is None:
+            try:
+                outbox.channel.lend_nowait(header, [memory])
+            except WouldBlock:
+                pass
+            except CollectiveError as error:
+                self._lose(rank, error)
+                return
+            else:
+                return
+        self._enqueue(rank, outbox, (header, [memory]))
 
     async def open_data(self, rank: int, ticket: Any) -> Channel:
         """Open a channel of its own to a peer, for a message that is too large to buffer there."""

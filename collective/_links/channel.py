@@ -52,6 +52,12 @@ class MuxChannel(Channel):
                 "`await send(...)` waits for that"
             )
 
+    def lend_nowait(self, header: bytes, buffers: Sequence[Buffer]) -> None:
+        if self._error is not None:
+            raise type(self._error)(*self._error.args)
+        if not self.outbox.offer_lent(header, buffers):
+            raise WouldBlock(f"no credit on the channel to port {self.port!r}: `await send(...)` waits for it")
+
     async def send(self, header: bytes, buffers: Sequence[Buffer] = ()) -> None:
         if self._error is not None:
             raise type(self._error)(*self._error.args)

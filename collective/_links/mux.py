@@ -256,7 +256,7 @@ class Mux(Link):
 
     def urge(self, frame: bytes) -> None:
         """Write a control frame or a post before everything else."""
-        if self._error is None:
+        if self._error is None and (self._urgent or not self.carrier.write_now(frame)):
             self._urgent.append(frame)
             self.carrier.flush()
 

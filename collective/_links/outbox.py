@@ -63,7 +63,9 @@ class Outgoing:
     callback, and so grants whatever comes, one message goes ahead of its grant.
     """
 
-    def __init__(self, header: bytes, buffers: Sequence[Piece], window: int, done: asyncio.Future[None]) -> None:
+    def __init__(
+        self, header: bytes, buffers: Sequence[Piece], window: int, done: asyncio.Future[None] | None
+    ) -> None:
         self.header = header
         self.buffers = buffers
         self.done = done
@@ -126,13 +128,13 @@ class Outgoing:
     def written(self) -> None:
         """Let the sender go on."""
         self.buffers = ()
-        if not self.done.done():
+        if self.done is not None and not self.done.done():
             self.done.set_result(None)
 
     def fail(self, error: Exception) -> None:
         """Tell the sender that its message was cut off."""
         self.drop_loan()
-        if not self.done.done():
+        if self.done is not None and not self.done.done():
             self.done.set_exception(error)
 
     def drop_loan(self) -> None:
@@ -194,16 +196,27 @@ class Outbox:
             mux.ready(channel)
         return True
 
+    def offer_lent(self, header: bytes, buffers: Sequence[Buffer]) -> bool:
+        """Queue a message whose buffers nobody changes any more, if it has credit now and none waits before it."""
+        message = Outgoing(header, [as_bytes(buffer) for buffer in buffers], self._window, None)
+        if self._waiting or message.cost > self._credit:
+            return False
+        self._queue.append(message)
+        self._waiting += 1
+        self._channel.mux.ready(self._channel)
+        return True
+
     async def send(self, header: bytes, buffers: Sequence[Buffer]) -> None:
         """Queue a message and wait until its buffers may be changed."""
         mux = self._channel.mux
         views = [as_bytes(buffer) for buffer in buffers]
-        message = Outgoing(header, views, self._window, mux.loop.create_future())
+        done = mux.loop.create_future()
+        message = Outgoing(header, views, self._window, done)
         self._queue.append(message)
         self._waiting += 1
         mux.ready(self._channel)
         try:
-            await message.done
+            await done
         except asyncio.CancelledError as cancelled:
             if self._cancel(message):
                 cancelled.withdrawn = True  # type: ignore[attr-defined]
@@ -312,6 +325,9 @@ class Outbox:
             if not head.left:
                 self._pop(head)
                 head.written()
+            elif head.lendable and self.sendable() and head.loan is not None:  # at once, as one write and one wake-up
+                pieces, size, owner = self.next_frame()
+                return Frame([start, *pieces], len(start) + size, owner)
             return Frame([start], len(start), None)
         if head.loan is not None:
             loan, head.loan = head.loan, None

@@ -7,6 +7,8 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from collective._core.offload import LONG, offload
 from collective._rows.formats import format_of
 from collective._rows.ledger import nearest
@@ -134,8 +136,8 @@ class Producer:
     async def _block(self, rows: Any) -> Block:
         form = self._format or format_of(rows)
         columns = rows.values() if isinstance(rows, dict) else ()
-        if sum(int(getattr(column, "nbytes", 0)) for column in columns) > LONG:
-            block = await offload(partial(form.block, rows))  # it may have to copy columns that are not contiguous
+        if sum(int(getattr(column, "nbytes", 0)) for column in columns if not _lies_flat(column)) > LONG:
+            block = await offload(partial(form.block, rows))  # which has to copy those
             self._check("put()")
         else:
             block = form.block(rows)
@@ -358,3 +360,8 @@ class Producer:
         """Nobody puts rows any more: the actor's call that made the stream has failed, or it was dropped."""
         error = sys.exception()
         self.fail(error if isinstance(error, Exception) else reason)
+
+
+def _lies_flat(column: Any) -> bool:
+    """Whether the bytes of a column need no copy to lie one after the other in host memory."""
+    return isinstance(column, np.ndarray) and column.flags.c_contiguous

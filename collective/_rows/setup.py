@@ -221,6 +221,9 @@ class Line:
     def tell(self, *word: Any) -> None:
         """Post a word; it waits where there is no channel yet, and is dropped where there is none any more."""
         data = pickle.dumps(word, 5)
+        if len(data) <= _POST and self.channel is not None:
+            self.channel.post(data)
+            return
         parts = [data[at : at + _POST] for at in range(0, len(data), _POST)]
         for part in [*(_MORE + part for part in parts[:-1]), *([_LAST + parts[-1]] if len(parts) > 1 else parts)]:
             if self.channel is not None:

@@ -11,7 +11,7 @@ import pytest
 from link_harness import KINDS, Pair, channel_between, pair, run, turns, until
 
 from collective.abc import LARGE, WINDOW, Channel, Message
-from collective.errors import WouldBlock
+from collective.errors import LinkClosed, WouldBlock
 
 MIB = 1 << 20
 
@@ -103,6 +103,30 @@ def test_a_message_beyond_the_window_waits_for_a_receiver_in_bounded_memory(kind
             for task in sending[1:]:
                 task.cancel()
             await asyncio.wait(sending)
+
+    run(main)
+
+
+def test_what_is_lent_takes_its_place_and_credit_and_is_sent_though_nobody_waits_for_it(kind: str) -> None:
+    async def main() -> None:
+        async with pair(kind) as both:
+            one, other = await both.channel(window=4 * MIB)
+            data = random.Random(1).randbytes(3 * MIB)
+            one.send_nowait(b"first")
+            one.lend_nowait(b"second", [data])
+            with pytest.raises(WouldBlock, match="port-1"):
+                one.lend_nowait(b"too much", [data])
+            sending = asyncio.create_task(one.send(b"third", [data]))
+            await turns(1)
+            with pytest.raises(WouldBlock, match="port-1"):
+                one.lend_nowait(b"out of turn", [])
+            came = [await other.receive() for _ in range(3)]
+            assert [message.header for message in came] == [b"first", b"second", b"third"]
+            assert [bytes(buffer) for message in came for buffer in message.buffers] == [data, data]
+            await sending
+            one.close()
+            with pytest.raises(LinkClosed):
+                one.lend_nowait(b"late", [data])
 
     run(main)
 

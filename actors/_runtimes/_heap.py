@@ -1,0 +1,28 @@
+"""The heap of a process that actors have for themselves: it stays warm."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""What mallopt calls them (malloc.h)."""
+_LARGEST: Final = 32 << 20
+"""Bytes below which an array lies in the heap: the most that malloc goes up to by itself, once such a one was freed."""
+_KEPT: Final = 2 * _LARGEST
+"""Free bytes at the heap's end that go back to the system only where there are more; twice that, as malloc has it."""
+_SET_BY_USER: Final = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_")
+
+
+def keep_warm() -> None:
+    """Have this process use the memory of freed arrays again instead of handing it back to the system each time.
+
+    By default malloc hands back twice the largest array that was freed: who makes several arrays in each step, and
+    drops them, touches fresh pages in each, which takes longer than filling them (measured: 0.7 us for each 4 KiB).
+    Does nothing where the user has set this, or where the C library has no such options.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and not any(name in os.environ for name in _SET_BY_USER):
+        mallopt(_MMAP_THRESHOLD, _LARGEST)
+        mallopt(_TRIM_THRESHOLD, _KEPT)
