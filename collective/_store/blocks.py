@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from bisect import bisect_right
 from collections import deque
@@ -58,6 +59,7 @@ class Blocks:
         self._empties: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
         self._news: deque[tuple[int, Callable[[], Memory | None], int]] = deque()
         self._scheduled = False
+        self._counting = threading.Lock()
         arena().join(self)  # so that it keeps its pages warm
 
     def segment_gone(self, number: int) -> None:
@@ -122,11 +124,15 @@ class Blocks:
         self._make_writable(memory)
 
     def read(self, memory: Memory, part: memoryview) -> memoryview:
-        """Return a part of a block for the owner's own use; the block is not to be written before that is gone."""
+        """Return a part of a block for the owner's own use; the block is not to be written before that is gone.
+
+        In any thread.
+        """
         if memory.array is None:
             return part
         shown = np.frombuffer(part, np.uint8).view(_Kept)
-        memory.readers += 1
+        with self._counting:
+            memory.readers += 1
         weakref.finalize(shown, self._has_read, memory).atexit = False
         return shown.data
 
@@ -165,7 +171,8 @@ class Blocks:
                 self._room.give_back(nbytes)
             memory = find()
             if uses == _READ and memory is not None:
-                memory.readers -= 1
+                with self._counting:
+                    memory.readers -= 1
             if uses and memory is not None:
                 self._make_writable(memory)
 

@@ -48,7 +48,7 @@ class TensorRef(freight.Ref):
         keys: tuple[Any, ...] = (),
         hold: Hold | None = None,
         expires: float | None = None,
-        keeper: object = None,
+        keeper: Any = None,
     ) -> None:
         if not _ray_knows and "ray" in sys.modules:
             _tell_ray()
@@ -96,7 +96,7 @@ class TensorRef(freight.Ref):
         """
         if self._shape is not None:
             _check_target(out, self._shape, self._summary.dtype, "")
-        found = await self._fetch()
+        found = await self._fetch(self._keys)
         spec = Spec.loads(found.spec)
         targets = flatten(out, spec.form)
         for index, target in targets:
@@ -163,7 +163,7 @@ class TensorRef(freight.Ref):
 
     def free(self) -> None:
         """Let go at once, instead of when the last reference to this object goes: awaiting it raises RefLost then."""
-        self._hold = None
+        self._hold = self._keeper = None
         self._expires = -1.0
 
     def __copy__(self) -> TensorRef:
@@ -213,24 +213,28 @@ class TensorRef(freight.Ref):
         pin, token = hold.source.holder.pin(hold, on_end)
         return pin, (arrive, (self._where.packed, *self._record()[1:], token))
 
-    def _record(self) -> tuple[Any, ...]:
+    def _again(self) -> TensorRef:
+        """Return another ref of the same, which `free()` of this one leaves alone."""
+        return TensorRef(self._where, self._number, self._summary, keys=self._keys, hold=self._held())
+
+    def _record(self) -> tuple[Where, int, tuple[Any, ...], tuple[Any, ...]]:
         """Return what says which entry it is, and which part of that."""
         return self._where, self._number, tuple(self._summary), self._keys
 
     async def _confirm(self) -> None:
         """Return once the owner has counted it. Raises: RefLost."""
-        await self._held().source.fetch(self._number, None, repr(self))
+        await self._fetch(None)
 
-    async def _fetch(self) -> Found:
+    async def _fetch(self, keys: tuple[Any, ...] | None) -> Found:
         hold = self._held()
         if hold.source.loop is not asyncio.get_running_loop():
             raise RuntimeError(
                 f"{self!r} belongs to another event loop; await it there, or take ref.lease(seconds) along"
             )
-        return await hold.source.fetch(self._number, self._keys, repr(self))
+        return await hold.source.fetch(self._number, keys, repr(self))
 
     async def _get(self) -> Any:
-        found = await self._fetch()
+        found = await self._fetch(self._keys)
         spec = Spec.loads(found.spec)
         for kind in {leaf.kind for leaf in spec.leaves}:
             if not tensors.loaded(kind):
