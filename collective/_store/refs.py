@@ -150,8 +150,10 @@ class TensorRef(freight.Ref):
         )
 
     async def object_ref(self) -> Any:
-        """Return a `ray.ObjectRef` of it: `ray.get` of that, and methods of Ray's actors that it is passed to, get the
-        tensor. The entry is kept until Ray counts nobody who has the ObjectRef, or this process ends.
+        """Return a `ray.ObjectRef` of it, which is the tensor wherever Ray takes one: `ray.get`, `await`, arguments of
+        tasks and of actors' methods. The entry is kept until Ray counts nobody who has it, or this process ends.
+
+        Where the entry is gone nevertheless, Ray raises RefLost, and TimeoutError where its owner does not answer.
 
         Raises:
             RefLost: the entry is gone.
