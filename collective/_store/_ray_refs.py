@@ -1,22 +1,30 @@
-"""Refs as Ray's ObjectRefs, by Ray's public hook for tensor transports.
+"""Refs as Ray's ObjectRefs.
 
-`ray.put` keeps a Handed in the process that called `object_ref`: it holds the entry there until Ray's own counting says
-that nobody has the ObjectRef any more. Who gets that reads the tensor from its owner's store over a link, on a loop of
-its own, because Ray asks for it in threads that must wait.
+`object_ref` puts a Box into Ray: whoever unpickles it gets the tensor, read from its owner's store on a loop of this
+module's own, since Ray unpickles in threads that must wait. So the ObjectRef goes wherever Ray takes one.
 
-Ray registers the transport in each actor that an ObjectRef is passed to.
+When nobody has it any more Ray tells only its tensor transports, by a public hook. So a Box has a second ObjectRef in
+it, of a Handed with the transport below, that nobody ever gets: Ray drops it with the Box, and garbage_collect hears.
+
+The transport moves no tensors. Ray has a plain async actor receive them on the loop that unpickles the arguments. Where
+it begins with the arguments, they wait for a transfer that waits for them, until Ray gives up after a minute. Nor has
+it transfers for tasks, for `await`, and for actors that it made before it knew the transport.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import ray
+from ray import cloudpickle
+from ray.exceptions import RayError
 from ray.experimental.rdt import (
     CommunicatorMetadata,
     TensorTransportManager,
@@ -24,56 +32,69 @@ from ray.experimental.rdt import (
     register_tensor_transport,
 )
 
+from collective import tensors
+from collective._links import borrowing
 from collective._store.refs import TensorRef
-from collective._store.trees import Summary
+from collective._store.serving import books_here
+from collective._store.trees import Spec, Summary
+from collective.errors import RefLost
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from collective._store.wire import Where
 
 NAME: Final = "GANGLINE"
+LONGEST: Final = float(os.environ.get("RAY_rdt_fetch_fail_timeout_milliseconds", "60000")) / 1000
+"""Seconds that Ray waits for a tensor: as long as for a tensor of its own transports, and set in the same way."""
+
+Record: TypeAlias = "tuple[Where, int, tuple[Any, ...], tuple[Any, ...]]"
+"""What says which entry of which store, and which part of it."""
 
 
 class Handed:
-    """What Ray takes for a tensor: a ref, and what this process gets for it."""
+    """The ref that this process keeps for an ObjectRef."""
 
-    def __init__(self, ref: TensorRef, value: Any) -> None:
-        self.ref = ref
-        self.value = value
+    def __init__(self, ref: TensorRef) -> None:
+        self.ref = ref._again()  # the caller may free() his own
 
 
 class Box:
-    """What is put into Ray. Taken out, it is the tensor: in this process Ray has Handed for that, elsewhere itself."""
+    """What is put into Ray. Unpickled, it is the tensor."""
 
-    def __init__(self, handed: Handed) -> None:
+    def __init__(self, handed: Handed, kept: Any) -> None:
         self._handed = handed
+        self._kept = kept
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _unbox, (self._handed,)
+        # Ray keeps what it sees pickled within an object as long as that. It is not for unpickling: who does that is
+        # counted once more, and has Ray's record of the tensor until his process ends.
+        shown = cloudpickle.dumps(self._kept)  # type: ignore[no-untyped-call]
+        return _unbox, (shown, self._kept.hex(), self._handed.ref._record())
 
 
-def _unbox(content: Any) -> Any:
-    return content.value if isinstance(content, Handed) else content
+class Asked(NamedTuple):
+    """What a Box is to `from_object_ref`."""
+
+    record: Record
+    kept: TensorRef | None
 
 
-@dataclass
-class Record(TensorTransportMetadata):
-    """What travels beside an ObjectRef."""
+class Keeper(NamedTuple):
+    """The ObjectRef by which Ray counts a ref that travels in its serializer."""
 
-    where: Where | None = None
-    number: int = 0
-    summary: tuple[Any, ...] = ()
-    keys: tuple[Any, ...] = ()
+    found: Any
+    session: str
 
-    def ref(self) -> TensorRef:
-        """Return a ref that holds nothing before its first use."""
-        assert self.where is not None
-        return TensorRef(self.where, self.number, Summary(*self.summary), keys=self.keys, expires=float("inf"))
+
+class Lost(RefLost, RayError):
+    """A RefLost that Ray raises where it finds it instead of a value."""
+
+
+class NoAnswer(TimeoutError, RayError):
+    """The owner of a tensor let Ray wait for too long."""
 
 
 class Transport(TensorTransportManager):
-    """Reads from stores."""
+    """Hears of objects that nobody has any more."""
 
     def tensor_transport_backend(self) -> str:
         return NAME
@@ -89,39 +110,35 @@ class Transport(TensorTransportManager):
     def actor_has_tensor_transport(self, actor: Any) -> bool:
         return True
 
-    def extract_tensor_transport_metadata(self, obj_id: str, rdt_object: list[Any]) -> Record:
-        (handed,) = rdt_object
-        _kept[obj_id] = handed.ref
-        return Record([((), "object")], "cpu", *handed.ref._record())  # type: ignore[list-item]
+    def extract_tensor_transport_metadata(self, obj_id: str, rdt_object: list[Any]) -> TensorTransportMetadata:
+        return TensorTransportMetadata([((), "object")], "cpu")  # type: ignore[list-item]
 
     def get_communicator_metadata(self, src_actor: Any, dst_actor: Any, backend: str | None = None) -> Any:
         return CommunicatorMetadata()
 
-    def recv_multiple_tensors(
-        self,
-        obj_id: str,
-        tensor_transport_metadata: Any,
-        communicator_metadata: Any,
-        target_buffers: list[Any] | None = None,
-    ) -> list[Any]:
-        if getattr(_asking, "for_refs", False):
-            return [tensor_transport_metadata]
-        return [_wait_for(_read(tensor_transport_metadata))]
+    def recv_multiple_tensors(self, *args: Any, **kwargs: Any) -> list[Any]:
+        raise NotImplementedError("nobody has an ObjectRef of what this transport keeps")
 
-    def send_multiple_tensors(self, tensors: Any, tensor_transport_metadata: Any, communicator_metadata: Any) -> None:
-        raise NotImplementedError("readers read; nobody sends")
+    def send_multiple_tensors(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("nobody has an ObjectRef of what this transport keeps")
 
     def garbage_collect(self, obj_id: str, tensor_transport_meta: Any, tensors: list[Any]) -> None:
         _kept.pop(obj_id, None)
 
     def abort_transport(self, obj_id: str, communicator_metadata: Any) -> None:
-        """Nothing to do: a read ends when its owner answers, or is gone."""
+        """Nothing to do: nothing is transferred."""
 
 
-_kept: dict[str, TensorRef] = {}
-"""By the ids of their objects, the refs that Ray holds by way of this process."""
-_asking = threading.local()
+class _Asking(threading.local):
+    for_refs = False
+
+
+_kept: dict[str, Handed] = {}
+"""By the ids of their objects, what Ray holds by way of this process."""
+_kept_for = ""
+_asking = _Asking()
 _starting = threading.Lock()
+_serializing = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 
 
@@ -129,54 +146,71 @@ async def object_ref(ref: TensorRef) -> Any:
     """See `TensorRef.object_ref`."""
     if not register():
         raise RuntimeError(f"{ref!r}.object_ref(): Ray does not run here; call ray.init first")
-    handed = Handed(ref, await ref)
+    await ref._confirm()
     # In a thread: at the first time Ray imports torch.
-    return await asyncio.get_running_loop().run_in_executor(None, partial(_put, handed))
+    return await asyncio.get_running_loop().run_in_executor(None, partial(_put, Handed(ref)))
 
 
 async def from_object_ref(found: Any) -> TensorRef:
     """See `TensorStore.from_object_ref`."""
     register()
-    kept = _kept.get(found.hex())
-    if kept is not None:
-        return kept
-    record = await asyncio.get_running_loop().run_in_executor(None, partial(_get_record, found))
-    if isinstance(record, TensorRef):
-        return record
-    if not isinstance(record, Record):
+    loop = asyncio.get_running_loop()
+    asked = await loop.run_in_executor(None, partial(_ask, found))
+    if isinstance(asked, TensorRef):
+        return asked
+    if not isinstance(asked, Asked):
         raise TypeError(f"{found!r} is no TensorRef's: it came from neither object_ref() nor Ray's serializer")
-    ref = record.ref()
+    if asked.kept is not None and asked.kept._held().source.loop is loop:
+        return asked.kept._again()
+    ref = _ref(asked.record)
     await ref._confirm()
     return ref
 
 
-def _put(handed: Handed) -> Any:
-    return ray.put(Box(handed), _tensor_transport=NAME)
-
-
 def register() -> bool:
-    """Let Ray know of refs in this process, if it runs here; return whether it does. Idempotent."""
+    """Have refs pickled by Ray in this process, if it runs here; return whether it does. Idempotent."""
     if not ray.is_initialized():
         return False
-    with _starting:
-        with contextlib.suppress(ValueError):  # It knows, perhaps because an ObjectRef was passed here.
-            register_tensor_transport(NAME, ["cpu"], Transport, Handed)
-        ray.util.register_serializer(TensorRef, serializer=_serialize, deserializer=_deserialize)
+    ray.util.register_serializer(TensorRef, serializer=_serialize, deserializer=_deserialize)
     return True
 
 
-def _serialize(ref: TensorRef) -> tuple[Any, tuple[Any, ...]]:
-    """Have a ref travel in Ray's serializer as its ObjectRef, by which Ray counts it."""
-    ref._held()
-    return _put(Handed(ref, ref)), ref._record()
+def _put(handed: Handed) -> Any:
+    """Put a ref into Ray. Never within Ray's pickling of something else, whose ObjectRefs it would forget then."""
+    global _kept_for
+    with _starting:
+        with contextlib.suppress(ValueError):  # Ray knows it.
+            register_tensor_transport(NAME, ["cpu"], Transport, Handed)
+        if _kept_for != _session():
+            _kept.clear()  # That Ray has been shut down, and says nothing any more.
+            _kept_for = _session()
+    kept = ray.put(handed, _tensor_transport=NAME)
+    _kept[kept.hex()] = handed
+    return ray.put(Box(handed, kept))
 
 
-def _deserialize(state: tuple[Any, tuple[Any, ...]]) -> TensorRef:
-    found, (where, number, summary, keys) = state
-    return TensorRef(where, number, Summary(*summary), keys=keys, expires=float("inf"), keeper=found)
+def _unbox(_: bytes, made: str, record: Record) -> Any:
+    """Return the tensor, or the error that Ray raises then; in any thread of Ray's.
+
+    Ray unpickles one thing after another, so that nothing else is unpickled in this process meanwhile.
+    """
+    if _asking.for_refs:
+        handed = _kept.get(made)
+        # It may be of a Ray that has been shut down: the next one begins with the same ids.
+        return Asked(record, handed.ref if handed is not None and handed.ref._record() == record else None)
+    try:
+        return _read(record)
+    except RefLost as error:
+        return Lost(error.ref, error.owner, error.cause)
+    except TimeoutError:
+        return NoAnswer(
+            f"{_ref(record)!r}: its owner has not answered in {LONGEST:g} s, which is what Ray waits; set "
+            "RAY_rdt_fetch_fail_timeout_milliseconds for the process that reads it; or pass it the TensorRef, or get "
+            "that by `await store.from_object_ref(found)`: its await has no such limit"
+        )
 
 
-def _get_record(found: Any) -> Any:
+def _ask(found: Any) -> Any:
     _asking.for_refs = True
     try:
         return ray.get(found)
@@ -184,12 +218,55 @@ def _get_record(found: Any) -> Any:
         _asking.for_refs = False
 
 
-async def _read(record: Record) -> Any:
-    return await record.ref()
+def _serialize(ref: TensorRef) -> tuple[Any, Record, float]:
+    """Have a ref travel in Ray's serializer as its ObjectRef, by which Ray counts it."""
+    with _serializing:
+        keeper = ref._keeper
+        if keeper is None or keeper.session != _session():
+            if keeper is None and ref._hold is None and ref._expires is not None and ref._expires > 0:  # a lease
+                return None, ref._record(), ref._expires
+            with ThreadPoolExecutor(1) as thread:
+                found = thread.submit(_put, Handed(ref)).result()
+            # Kept by the ref: Ray counts what a call's arguments hold only when it has pickled them and let them go.
+            keeper = ref._keeper = Keeper(found, _session())
+        return keeper.found, ref._record(), inf
 
 
-def _wait_for(read: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run_coroutine_threadsafe(read, _reading_loop()).result()
+def _deserialize(state: tuple[Any, Record, float]) -> TensorRef:
+    found, record, expires = state
+    return _ref(record, expires=expires, keeper=None if found is None else Keeper(found, _session()))
+
+
+def _session() -> str:
+    """Return what names this process's connection to Ray."""
+    return str(ray.get_runtime_context().get_worker_id())
+
+
+def _ref(record: Record, *, expires: float = inf, keeper: Any = None) -> TensorRef:
+    """Return a ref that holds nothing before its first use."""
+    where, number, summary, keys = record
+    return TensorRef(where, number, Summary(*summary), keys=keys, expires=expires, keeper=keeper)
+
+
+def _read(record: Record) -> Any:
+    """Return the tensor. Raises: RefLost: the entry is gone. TimeoutError: its owner does not answer."""
+    where, number, _, keys = record
+    books = books_here(where.uid)
+    if books is not None:  # whose loop may be what waits here
+        found = books.take(number, keys, repr(_ref(record)))
+        spec = Spec.loads(found.spec)
+        for kind in {leaf.kind for leaf in spec.leaves}:
+            tensors.load(kind)
+        return spec.assemble(found.parts, borrowing.private)
+    reading = asyncio.run_coroutine_threadsafe(_await(record), _reading_loop())
+    try:
+        return reading.result(LONGEST)
+    finally:
+        reading.cancel()
+
+
+async def _await(record: Record) -> Any:
+    return await _ref(record)
 
 
 def _reading_loop() -> asyncio.AbstractEventLoop:

@@ -81,6 +81,7 @@ class Blocks:
         self._news: deque[tuple[int, Callable[[], Memory | None], int]] = deque()
         self._scheduled = False
         self._thread = threading.get_ident()
+        self._counting = threading.Lock()
         arena().join(self)  # so that it keeps its pages warm
 
     def segment_gone(self, number: int) -> None:
@@ -151,11 +152,15 @@ class Blocks:
         self._make_writable(memory)
 
     def read(self, memory: Memory, part: memoryview) -> memoryview:
-        """Return a part of a block for the owner's own use; the block is not to be written before that is gone."""
+        """Return a part of a block for the owner's own use; the block is not to be written before that is gone.
+
+        In any thread.
+        """
         if memory.array is None:
             return part
         shown = np.frombuffer(part, np.uint8).view(_Kept)
-        memory.readers += 1
+        with self._counting:
+            memory.readers += 1
         weakref.finalize(shown, self._has_read, memory).atexit = False
         return shown.data
 
@@ -197,7 +202,8 @@ class Blocks:
                 self._room.give_back(nbytes)
             memory = find()
             if uses == _READ and memory is not None:
-                memory.readers -= 1
+                with self._counting:
+                    memory.readers -= 1
             if uses and memory is not None:
                 self._make_writable(memory)
 

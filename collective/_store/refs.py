@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from collective._store.holding import Pin
-    from collective._store.sources import Hold
+    from collective._store.sources import Hold, Source
     from collective.abc import Endpoint, Link
 
 
@@ -62,7 +62,7 @@ class TensorRef(freight.Ref):
         keys: tuple[Any, ...] = (),
         hold: Hold | None = None,
         expires: float | None = None,
-        keeper: object = None,
+        keeper: Any = None,
         content: tuple[Spec, Sequence[memoryview]] | None = None,
     ) -> None:
         if not _ray_knows and "ray" in sys.modules:
@@ -167,8 +167,10 @@ class TensorRef(freight.Ref):
         )
 
     async def object_ref(self) -> Any:
-        """Return a `ray.ObjectRef` of it: `ray.get` of that, and methods of Ray's actors that it is passed to, get the
-        tensor. The entry is kept until Ray counts nobody who has the ObjectRef, or this process ends.
+        """Return a `ray.ObjectRef` of it, which is the tensor wherever Ray takes one: `ray.get`, `await`, arguments of
+        tasks and of actors' methods. The entry is kept until Ray counts nobody who has it, or this process ends.
+
+        Where the entry is gone nevertheless, Ray raises RefLost, and TimeoutError where its owner does not answer.
 
         Raises:
             RefLost: the entry is gone.
@@ -180,7 +182,7 @@ class TensorRef(freight.Ref):
 
     def free(self) -> None:
         """Let go at once, instead of when the last reference to this object goes: awaiting it raises RefLost then."""
-        self._hold = self._content = None
+        self._hold = self._keeper = self._content = None
         self._expires = -1.0
 
     def __copy__(self) -> TensorRef:
@@ -238,22 +240,30 @@ class TensorRef(freight.Ref):
                 content = data, parts
         return pin, (arrive, (self._where.packed, number, summary, keys, token, content))
 
-    def _record(self) -> tuple[Any, ...]:
+    def _again(self) -> TensorRef:
+        """Return another ref of the same, which `free()` of this one leaves alone."""
+        return TensorRef(self._where, self._number, self._summary, keys=self._keys, hold=self._held())
+
+    def _record(self) -> tuple[Where, int, tuple[Any, ...], tuple[Any, ...]]:
         """Return what says which entry it is, and which part of that."""
         return self._where, self._number, tuple(self._summary), self._keys
 
     async def _confirm(self) -> Spec:
         """Return what it consists of, once the owner has counted it. Raises: RefLost."""
-        found = await self._held().source.fetch(self._number, None, repr(self))
+        found = await self._source().fetch(self._number, None, repr(self))
         return Spec.loads(found.spec)
 
-    async def _fetch(self) -> tuple[Spec, Sequence[memoryview]]:
+    def _source(self) -> Source:
         hold = self._held()
         source = hold.source
         if source.loop is not asyncio.get_running_loop():
             raise RuntimeError(
                 f"{self!r} belongs to another event loop; await it there, or take ref.lease(seconds) along"
             )
+        return source
+
+    async def _fetch(self) -> tuple[Spec, Sequence[memoryview]]:
+        source = self._source()
         if self._content is not None and not source.lost:
             found = _cut(*self._content, self._keys) if self._keys else self._content
             if found is not None:

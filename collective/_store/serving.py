@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
+import weakref
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,7 @@ class Books:
         self._numbers = 0
         self._sessions: dict[bytes, Session] = {}
         self._untold: dict[tuple[bytes, int], None] = {}
+        _here[where.uid] = self
 
     def add(self, spec: Spec, memories: Sequence[Memory], parts: Sequence[memoryview]) -> Entry:
         """Make an entry of parts of blocks."""
@@ -123,13 +125,28 @@ class Books:
     def find(self, number: int, keys: tuple[Any, ...] | None) -> tuple[bytes, list[memoryview] | np.ndarray] | None:
         """Return an entry's description and memory, or what `keys` select of it: an array, perhaps not in order."""
         entry = self.entries.get(number)
-        if entry is None:
+        parts = entry.parts if entry is not None else []
+        if entry is None or number not in self.entries:  # freed meanwhile, where this is not the loop's thread
             return None
         if not keys:
-            return entry.data, entry.parts if keys is not None else []
+            return entry.data, parts if keys is not None else []
         leaf = entry.spec.leaves[0]
-        part = select(leaf.view(entry.parts[leaf.part]), keys)
+        part = select(leaf.view(parts[leaf.part]), keys)
         return Spec(ALONE, (Leaf(0, 0, part.shape, leaf.dtype, leaf.kind),)).dumps(), part
+
+    def take(self, number: int, keys: tuple[Any, ...], ref: str) -> Found:
+        """Return an entry, or what `keys` select of it: in any thread of this process, also while it blocks the loop.
+
+        Raises:
+            RefLost: it is gone; `ref` names it.
+        """
+        found = self.find(number, keys)
+        if found is not None:
+            spec, parts = found
+            shown = self.show(number, parts if isinstance(parts, list) else _bytes_of(np.ascontiguousarray(parts)))
+            if number in self.entries:  # so that nobody writes to it while it is shown
+                return Found(spec, shown)
+        raise RefLost(ref, self.where.owner, _NOT_THERE)
 
     def show(self, number: int, parts: Sequence[memoryview]) -> list[memoryview]:
         """Return parts of an entry for readers in this process, who are seen to hold them."""
@@ -316,4 +333,16 @@ async def _in_order(parts: list[memoryview] | np.ndarray) -> list[memoryview]:
     array = parts
     if not array.flags.c_contiguous:
         array = await offload(array.copy) if array.nbytes > LONG else array.copy()
+    return _bytes_of(array)
+
+
+def _bytes_of(array: np.ndarray) -> list[memoryview]:
     return [array.reshape(-1).view(np.uint8).data]
+
+
+def books_here(uid: str) -> Books | None:
+    """Return the books of a store in this process; None: it is in another."""
+    return _here.get(uid)
+
+
+_here: weakref.WeakValueDictionary[str, Books] = weakref.WeakValueDictionary()

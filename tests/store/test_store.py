@@ -8,6 +8,8 @@ import copy
 import gc
 import pickle
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -298,6 +300,10 @@ def test_a_sender_that_dies_before_the_receiver_holds_it_loses_it():
     run(main())
 
 
+async def is_writable(array: np.ndarray) -> bool:
+    return array.flags.writeable
+
+
 def test_endpoints_of_one_process_read_in_place():
     async def main() -> None:
         async with a_store(MIB) as store, await open_endpoint(kinds=()) as other:
@@ -319,7 +325,37 @@ def test_endpoints_of_one_process_read_in_place():
             del part
             await soon(lambda: is_writable(array))
 
-    async def is_writable(array: np.ndarray) -> bool:
-        return array.flags.writeable
+    run(main())
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_ray_reads_in_the_owners_process_while_the_loop_is_blocked(elsewhere):
+    from collective._store import _ray_refs
+
+    async def main() -> None:
+        async with a_store() as store:
+            array = store.empty((4, 1000), np.float32)
+            array[:] = np.arange(4000).reshape(4, 1000)
+            ref = await store.put(array)
+            tree = await store.put({"a": np.arange(3), "b": torch.arange(4)})
+            with ThreadPoolExecutor(1) as thread:
+
+                def read(ref: TensorRef) -> Any:
+                    unbox = partial(_ray_refs._unbox, b"", "", ref._record())
+                    return thread.submit(unbox).result(10) if elsewhere else unbox()
+
+                whole, row, column = read(ref), read(ref[1]), read(ref[:, 1])
+                np.testing.assert_array_equal(whole, array, strict=True)
+                np.testing.assert_array_equal(row, array[1], strict=True)
+                np.testing.assert_array_equal(column, array[:, 1], strict=True)
+                assert [type(part) for part in read(tree).values()] == [np.ndarray, torch.Tensor]
+                record = ref._record()
+                del ref, row, column
+                await soon(lambda: are_entries(store, 1))
+                assert not array.flags.writeable  # it is still read
+                lost = _ray_refs._unbox(b"", "", record)
+                assert isinstance(lost, RefLost)
+                del whole
+                await soon(lambda: is_writable(array))
 
     run(main())
