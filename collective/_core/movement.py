@@ -11,24 +11,22 @@ import asyncio
 import struct
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collective import reductions
-from collective._core.offload import LONG, offload
-from collective._core.streams import DST, SRC, Stream, cut, view_of
+from collective._core.arithmetic import Arithmetic
+from collective._core.offload import offload
+from collective._core.streams import DST, SRC, Stream
 from collective._rings import CONTRIBUTION, RESULT, Ring, Route
 from collective.errors import CollectiveError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
-    from collective._boxes import Box
+    from collective._core.arithmetic import Job
     from collective._core.flows import Flows
-    from collective._pairs import Part
     from collective.abc import Channel, Message
-    from collective.types import ReduceOp
 
 PACKED = 1 << 20
 """Bytes of a message that is packed from several blocks, on the loop, or that is passed on when it has come."""
@@ -38,19 +36,6 @@ SMALL = 32 << 10
 """Bytes up to which all that goes from one rank to another is posted: that needs no channel and no task."""
 _HEADER = struct.Struct("<IQ")
 """Which of the routes from sender to receiver, in their order, and the offset in its stream."""
-
-
-class Job(NamedTuple):
-    """One tensor at one rank.
-
-    :ivar source: what the rank holds of it, or None; only read.
-    :ivar result: what it shall hold, or None.
-    """
-
-    part: Part
-    source: np.ndarray | None
-    result: np.ndarray | None
-    op: ReduceOp | None
 
 
 class _Edge:
@@ -106,7 +91,7 @@ class Movement:
         self._flows = flows
         self._out: dict[Route, Stream] = {}
         self._in: dict[Route, Stream] = {}
-        self._operands: dict[int, np.ndarray] = {}
+        self._arithmetic = Arithmetic(rank, jobs)
         self._edges: dict[int, _Edge] = {}
         self._left = 0
         """Things that are not done."""
@@ -114,8 +99,6 @@ class Movement:
         """Bytes of operands that have not come."""
         self._operands_came = asyncio.Event()
         self._reduced = asyncio.Event()
-        self._stopped = False
-        """Whether nothing is to be written any more."""
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for job in jobs:
             self._take(job)
@@ -141,11 +124,11 @@ class Movement:
             inflow = _Inflow(self, routes, [self._in[route] for route in routes])
             self._flows.expect(parent, self._place, inflow, posted=inflow.left <= SMALL)
         self._post(results=False)
-        if self._awaits_operands or self._long:
+        if self._awaits_operands or self._arithmetic.long:
             self._do(self._compute)
         else:
-            self._keep()
-            self._reduce()
+            self._arithmetic.keep()
+            self._arithmetic.reduce()
             self._reduced.set()
             self._post(results=True)
         self.finished()
@@ -192,19 +175,11 @@ class Movement:
             self._in.setdefault(route, Stream()).add(job.result, boxes, DST)
 
     def _find_operands(self) -> None:
-        sizes: dict[int, int] = {}
-        for job in self._jobs:
-            for total in job.part.sums:
-                assert job.result is not None
-                for sender in total.senders:
-                    if sender != self._rank:
-                        sizes[sender] = sizes.get(sender, 0) + total.box.volume * job.result.itemsize
-        for sender, size in sizes.items():
-            memory = self._operands[sender] = np.empty(size, np.uint8)
+        for sender, memory in self._arithmetic.operands.items():
             stream = self._in[Route(CONTRIBUTION, sender, Ring((self._rank,)))] = Stream()
             stream.add_flat(memory)
-            self._awaited += size
-        if not sizes:
+            self._awaited += memory.nbytes
+        if not self._awaited:
             self._operands_came.set()
 
     # -------------------------------------------------------------- movement
@@ -271,68 +246,18 @@ class Movement:
     def _awaits_operands(self) -> bool:
         return not self._operands_came.is_set()
 
-    @property
-    def _long(self) -> bool:
-        """Whether what stays and what is reduced takes longer than the loop can wait."""
-        moved = 0
-        for job in self._jobs:
-            item = (job.source if job.source is not None else job.result)
-            boxes = [*job.part.keeps, *(total.box for total in job.part.sums for _ in total.senders)]
-            moved += sum(box.volume for box in boxes) * item.itemsize if item is not None else 0
-        return moved > LONG
-
     async def _compute(self) -> bool:
         """Copy what stays, and reduce once all operands have come."""
-        run = offload if self._long else _at_once
+        run = offload if self._arithmetic.long else _at_once
         try:
-            await run(self._keep)
+            await run(self._arithmetic.keep)
             await self._operands_came.wait()
-            await run(self._reduce)
+            await run(self._arithmetic.reduce)
         finally:
-            self._stopped = True  # where the epoch has ended: the results may be memory that the caller uses again
-        self._operands.clear()
+            self._arithmetic.stop()  # where the epoch has ended, before it was done
         self._reduced.set()
         self._post(results=True)
         return True
-
-    def _keep(self) -> None:
-        for job in self._jobs:
-            for box in job.part.keeps:
-                assert job.source is not None
-                assert job.result is not None
-                for part in self._chunks(box, job.source.itemsize):
-                    view_of(job.result, part, DST)[...] = view_of(job.source, part, SRC)
-
-    def _reduce(self) -> None:
-        used = dict.fromkeys(self._operands, 0)
-        for job in self._jobs:
-            for total in job.part.sums:
-                assert job.result is not None
-                assert job.op is not None
-                for part in self._chunks(total.box, job.result.itemsize):
-                    operands = [self._operand(job, part, sender, used) for sender in total.senders]
-                    out = view_of(job.result, part, DST)
-                    direct = out.flags.c_contiguous
-                    target = out.reshape(-1) if direct else np.empty(out.size, out.dtype)
-                    reductions.reduce_arrays(operands, job.op, target)
-                    if not direct:
-                        out[...] = target.reshape(out.shape)
-
-    def _chunks(self, box: Box, itemsize: int) -> Iterator[Box]:
-        """Yield a box in parts of a length that the end of the epoch can wait for, up to that."""
-        for part in cut(box, max(1, LONG // itemsize)):
-            if self._stopped:
-                return
-            yield part
-
-    def _operand(self, job: Job, box: Box, sender: int, used: dict[int, int]) -> np.ndarray:
-        if sender == self._rank:
-            assert job.source is not None
-            return np.ascontiguousarray(view_of(job.source, box, SRC)).reshape(-1)
-        assert job.result is not None
-        start = used[sender]
-        used[sender] = stop = start + box.volume * job.result.itemsize
-        return self._operands[sender][start:stop].view(job.result.dtype)
 
 
 async def _at_once(function: Callable[[], None]) -> None:

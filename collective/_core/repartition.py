@@ -12,7 +12,8 @@ import numpy as np
 
 from collective import planning, reductions, tensors
 from collective._core import targets, trees
-from collective._core.movement import Job, Movement
+from collective._core.arithmetic import Job
+from collective._core.movement import Movement
 from collective._core.offload import LONG
 from collective._core.operands import Spec, copies, describe
 from collective._core.operations import Disagreement, Operation

@@ -32,6 +32,8 @@ _LINGER: Final = 40e-6
 """Seconds that somebody lingers on one link."""
 _STARVED: Final = 1e-3
 """Seconds for which those who linger, one after the other, may keep the loop from its next turn."""
+_TURN: Final = 1e-3
+"""Seconds after which a turn leaves what other links have to the next one."""
 _LOOK: Final = 4e-6
 """Seconds that one look is counted at most: what is beyond went to others who needed this CPU."""
 _CROWDED: Final = 1e-3
@@ -158,14 +160,22 @@ class Poller:
 
     def _poll_all(self) -> bool:
         found = False
-        for link in tuple(self._awake):
+        links = tuple(self._awake)
+        for number, link in enumerate(links, 1):
             if link.awake and link.poll():
                 found = True
                 if self._since:
                     link.outlook.won()
                 else:
                     link.outlook.undecided()
+                if number < len(links) and perf_counter() - self._turned > _TURN:
+                    self._begin_with([other for other in links[number:] if other.awake])
+                    break
         return found
+
+    def _begin_with(self, links: list[Pollable]) -> None:
+        """Look at these first in the next turn: each moves much, and together they would keep the loop."""
+        self._awake[:] = links + [link for link in self._awake if link not in links]
 
     def _spin(self) -> bool:
         """Look for a moment whether something comes, and take it. Return whether to stay awake.

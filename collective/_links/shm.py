@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING, ClassVar
 
 from collective._links.listening import LocalKind
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _TURN = 1 << 20
 """Bytes that one callback moves in one direction before it lets the loop go on."""
+_MOMENT = 1e-3
+"""Seconds after which a callback that reads much does so, too."""
 _PUBLISH = 32 << 10
 """Bytes after which the reader gives room back though there is more to read, so that the writer goes on beside it."""
 
@@ -148,7 +151,7 @@ class ShmCarrier(SwitchingCarrier):
         assert source is not None
         assert there is not None
         reader = there.reader
-        budget, unpublished = _TURN, 0
+        budget, unpublished, stop = _TURN, 0, 0.0
         try:
             while available := reader.available():
                 targets = source.targets()
@@ -158,6 +161,10 @@ class ShmCarrier(SwitchingCarrier):
                 if unpublished > _PUBLISH:
                     reader.publish()
                     unpublished = 0
+                    now = perf_counter()
+                    stop = stop or now + _MOMENT
+                    if now > stop:  # To memory that is touched for the first time it takes ten times as long.
+                        budget = 0
                 source.received(count)
                 if self._closed:
                     return True
