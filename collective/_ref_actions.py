@@ -153,8 +153,8 @@ class Broadcasts(Action):
         rank, size = engine.rank, engine.size
         if rank != self.root:
             return [Broadcast(rank, size, None, self.root, out) for out in target.arrays]
-        # Its own `out`, so that nothing is copied.
-        arrays = [array if array.flags.c_contiguous else array.copy() for array in source.arrays]
+        # Its own `out`, so that nothing is copied: the same is written, if anything.
+        arrays = [array if array.flags.carray else array.copy() for array in source.arrays]
         return [Broadcast(rank, size, array, self.root, array) for array in arrays]
 
     def keeps(self, rank: int) -> bool:
