@@ -154,9 +154,7 @@ class Broadcasts(Action):
         if rank != self.root:
             return [Broadcast(rank, size, None, self.root, out) for out in target.arrays]
         # Its own `out`, so that nothing is copied but what is small, whose memory nobody can write to.
-        arrays = [
-            array if array.flags.c_contiguous and array.flags.writeable else array.copy() for array in source.arrays
-        ]
+        arrays = [array if array.flags.carray else array.copy() for array in source.arrays]
         return [Broadcast(rank, size, array, self.root, array) for array in arrays]
 
     def keeps(self, rank: int) -> bool:

@@ -15,6 +15,7 @@ from actors._host import own_process
 from actors._pickling import dumps
 from actors._runtimes._pidfd import PidWatch
 from actors._runtimes._ray_host import RayActor, RayHost, Site, import_path, open_home
+from actors._runtimes._ray_objects import refuse_object_refs
 from actors.abc import Process, Runtime
 from collective.links import default_host
 from scheduling.background import in_thread, to_the_end
@@ -57,6 +58,7 @@ class RayRuntime(Runtime):
 
     async def open(self, *, start_timeout: float) -> Endpoint:
         roles = self._roles.values()
+        refuse_object_refs()
         await ensure_ray(sum(role.count * role.resources.cpu for role in roles))
         demands = [role.demand() for role in roles]
         self._reservation = await reserve(demands, self._placement, start_timeout=start_timeout, name=self._gang)

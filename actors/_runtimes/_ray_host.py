@@ -14,6 +14,7 @@ import ray
 from actors._host import Host
 from actors._pickling import loads
 from actors._runtimes import _heap
+from actors._runtimes._ray_objects import refuse_object_refs
 from collective.links import default_host, open_endpoint
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class RayHost:
             LinkError: the gang could not be reached.
         """
         _heap.keep_warm()
+        refuse_object_refs()
         for entry in site.path:
             if entry not in sys.path:
                 sys.path.append(entry)

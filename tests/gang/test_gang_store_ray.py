@@ -13,7 +13,7 @@ import pytest
 import ray
 from gang_harness import run
 
-from actors import Actor, Gang, Role
+from actors import Actor, Gang, NotPicklable, Role
 from collective import RefLost, TensorRef
 from collective._store import _ray_refs
 from scheduling import Resources
@@ -44,6 +44,12 @@ class Owner(Actor):
         blocking = ray.get(found[0])
         ref = await self.store.from_object_ref(found[0])
         return float(blocking[-1]), float((await found[0])[-1]), float((await ref)[-1])
+
+    async def echo(self, value: Any) -> Any:
+        return value
+
+    async def kept(self, plain: Any) -> Any:
+        return await plain.kept.remote()
 
     async def block(self, until: Path) -> None:
         while not until.exists():  # noqa: ASYNC240  # nobody is answered meanwhile
@@ -182,6 +188,11 @@ def test_an_actor_of_a_gang_makes_object_refs(actors):
             (found,) = await plain.kept.remote()
             assert (await asyncio.to_thread(ray.get, found))[-1] == (await found)[-1] == LAST
             assert await asynchronous.last.remote(found) == await last.remote(found) == LAST
+            # Its owner would not come along in a call, and whoever got it would wait for ever.
+            with pytest.raises(NotPicklable, match="goes by Ray alone: pass its value"):
+                await owner.echo(found)
+            with pytest.raises(NotPicklable, match="goes by Ray alone: pass its value"):
+                await owner.kept(plain)
             del found
             await entries_become(owner, 1)
             await plain.keep.remote([])
