@@ -11,7 +11,7 @@ from collective import freight
 
 
 def refuse_object_refs() -> None:
-    """Have calls refuse `ray.ObjectRef`, which arrives without its owner, so that `ray.get` waits for ever. Idempotent."""
+    """Have calls refuse `ray.ObjectRef`, which arrives without its owner, so that `ray.get` waits. Idempotent."""
     copyreg.pickle(ray.ObjectRef, _reduce)
 
 
