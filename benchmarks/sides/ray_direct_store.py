@@ -46,9 +46,10 @@ def main(turns: Turns) -> None:
         create_collective_group([giver, *takers], backend="gloo")
         actors.extend((giver, takers))
 
-    def hops(place: int, nbytes: int, count: int) -> list[float]:
-        return [sample[place] for sample in ray_handed(*actors, nbytes, count)]
+    def hops(readers: int, nbytes: int, count: int) -> list[float]:
+        giver, takers = actors
+        return [samples[-1] for samples in ray_handed(giver, takers[:readers], nbytes, count)]
 
-    first, further = partial(hops, 0), partial(hops, 1)
+    first, further = partial(hops, 1), partial(hops, 2)
     turns.serve({"setup": setup, "first": first, "further": further, "handed": first})
     ray.shutdown()

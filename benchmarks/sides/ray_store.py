@@ -27,19 +27,20 @@ class Giver:
     def give(self) -> np.ndarray:
         return self.array
 
-    def hops(self, takers: list[Any], count: int) -> list[tuple[float, float]]:
-        """Return the seconds in which each of a row of arrays reaches its first reader, and then the second."""
+    def hops(self, takers: list[Any], count: int) -> list[list[float]]:
+        """Return the seconds in which each of a row of arrays reaches its readers, one after another."""
         return [self._hop(takers) for _ in range(warmth(count) + count)][-count:]
 
-    def _hop(self, takers: list[Any]) -> tuple[float, float]:
+    def _hop(self, takers: list[Any]) -> list[float]:
+        samples = []
         start = time.perf_counter()
         ref = ray.put(self.array)
-        first = ray.get(takers[0].take.remote(ref))
-        middle = time.perf_counter()
-        further = ray.get(takers[1].take.remote(ref))
-        end = time.perf_counter()
-        check(first, further, self.array.nbytes)
-        return middle - start, end - middle
+        for taker in takers:
+            found = ray.get(taker.take.remote(ref))
+            samples.append(time.perf_counter() - start)
+            check(found, self.array.nbytes)
+            start = time.perf_counter()
+        return samples
 
 
 @ray.remote(num_cpus=0.1)
@@ -58,13 +59,14 @@ def main(turns: Turns) -> None:
         join(address)
         actors.extend((Giver.remote(), [Taker.remote() for _ in range(2)]))
 
-    def hops(place: int, nbytes: int, count: int) -> list[float]:
+    def hops(readers: int, nbytes: int, count: int) -> list[float]:
         giver, takers = actors
         ray.get(giver.prepare.remote(nbytes))
-        return [sample[place] for sample in ray.get(giver.hops.remote(takers, count))]
+        return [samples[-1] for samples in ray.get(giver.hops.remote(takers[:readers], count))]
 
     def handed(nbytes: int, count: int) -> list[float]:
-        return [sample for sample, _ in ray_handed(*actors, nbytes, count)]
+        giver, takers = actors
+        return [sample for (sample,) in ray_handed(giver, takers[:1], nbytes, count)]
 
-    turns.serve({"setup": setup, "first": partial(hops, 0), "further": partial(hops, 1), "handed": handed})
+    turns.serve({"setup": setup, "first": partial(hops, 1), "further": partial(hops, 2), "handed": handed})
     ray.shutdown()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from collective._links.outlook import Outlook
 
-BUDGET: Final = 50e-6
+BUDGET: Final = 100e-6
 """Seconds of this process's own time that waiting for peers may spin."""
 _SLICE: Final = 8e-6
 """Seconds of that within one turn of the loop: what anything else that becomes ready meanwhile has to wait."""
