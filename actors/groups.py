@@ -109,7 +109,7 @@ class GroupHandle:
         """
         from collective.by_reference import ReduceScatters
 
-        return self._start(ReduceScatters(op, splits), refs)
+        return self._start(ReduceScatters.of(op, splits, self.size), refs)
 
     def allgather(self, refs: Sequence[Ref]) -> Work[list[TensorRef]]:
         """Concatenate the members' tensors along dimension 0, in rank order; the lengths there may differ."""

@@ -98,7 +98,7 @@ def test_every_collective_gives_a_ref_of_each_members_store(runtime):
             assert [each.owner.split()[0] for each in totals] == ["holder[0]", "holder[1]", "holder[2]"]
             for each in await read(totals):
                 np.testing.assert_array_equal(each, sum(given))
-            parts = await read(await group.reduce_scatter(totals, op=ReduceOp.AVG, splits=[1, 0, 7]))
+            parts = await read(await group.reduce_scatter(totals, op=ReduceOp.AVG, splits=np.array([1, 0, 7])))
             np.testing.assert_array_equal(np.concatenate(parts), sum(given))
             assert [len(part) for part in parts] == [1, 0, 7]
             whole = (await read(await group.allgather([totals[0][:2], totals[1][::4], totals[2][7:]])))[1]
