@@ -53,7 +53,7 @@ class GroupHandle:
     is in a structure or an ObjectRef, when it is awaited. No data has moved then. Awaiting it also raises:
         RefLost: a tensor is gone. StoreFull: a store had no room in time. Both on no member or on all, before any data
         moves. GroupBroken: some member left a collective unfinished; its `reset()` mends the group. PeerLost: a member
-        died. CollectiveTimeout: a member did not come in time. ActorClosed: a member has shut down.
+        died or closed the group. CollectiveTimeout: a member did not come in time. ActorClosed: a member has shut down.
     """
 
     def __init__(self, spec: GroupSpec, targets: Sequence[Target]) -> None:
