@@ -117,7 +117,7 @@ def test_a_call_that_does_not_come_to_all_ends_at_the_timeout(monkeypatch: pytes
             some = [call(group, "first", Prepared(1.0)) for group in opened.groups[:11]]
             said = await outcomes(some)
             assert [type(error) for error in said] == [CollectiveTimeout] * 11
-            assert "first waited 1.1 s for rank 11 (worker[11])" in str(said[0])  # and not for rank 1, above that
+            assert "waited 1.1 s for rank 11 (worker[11]);" in str(said[0])  # and not for rank 1, which is above that
             late = call(opened.groups[11], "first", Prepared(1.0))
             assert await asyncio.gather(*everybody(opened.groups, 2.0)) == [24.0] * 12
             late.cancel()
