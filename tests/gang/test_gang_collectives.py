@@ -212,6 +212,8 @@ def test_what_does_not_fit_is_refused_before_anything_moves():
             for error, said, call in cases:
                 with pytest.raises(error, match=said):
                     call()
+            with pytest.raises(NotReady, match=r"allreduce of <GroupHandle 'dp' .* needs a running event loop"):
+                await asyncio.to_thread(group.allreduce, refs)
             # What is in a structure has to be asked.
             with pytest.raises(ValueError, match=r"refs\[0\] is a structure of 2 tensors and refs\[1\] float32"):
                 await group.allreduce([states[0], refs[1]])
