@@ -11,6 +11,7 @@ from actors._broadcast import broadcast
 from actors._interface import Kind, Method
 from actors._pickling import dumps
 from actors._protocol import TAKE_PART
+from actors.errors import NotReady
 from collective.types import Member, ReduceOp
 from collective.work import Work
 
@@ -49,11 +50,12 @@ class GroupHandle:
     Cancelling an await leaves the collective in its place, and its Work can be awaited again. Where the caller is gone,
     what was not issued is withdrawn, and what comes of the rest is freed.
 
-    Bad arguments raise ValueError or TypeError, and freed refs RefLost, at the call; where owners have to be asked what
-    is in a structure or an ObjectRef, when it is awaited. No data has moved then. Awaiting it also raises:
+    Bad arguments raise ValueError or TypeError, freed refs RefLost, and a thread without an event loop NotReady, at the
+    call; where owners have to be asked what is in a structure or an ObjectRef, when it is awaited. No data has moved
+    then. Awaiting it also raises:
         RefLost: a tensor is gone. StoreFull: a store had no room in time. Both on no member or on all, before any data
         moves. GroupBroken: some member left a collective unfinished; its `reset()` mends the group. PeerLost: a member
-        died. CollectiveTimeout: a member did not come in time. ActorClosed: a member has shut down.
+        died or closed the group. CollectiveTimeout: a member did not come in time. ActorClosed: a member has shut down.
     """
 
     def __init__(self, spec: GroupSpec, targets: Sequence[Target]) -> None:
@@ -109,7 +111,7 @@ class GroupHandle:
         """
         from collective.by_reference import ReduceScatters
 
-        return self._start(ReduceScatters(op, splits), refs)
+        return self._start(ReduceScatters.of(op, splits, self.size), refs)
 
     def allgather(self, refs: Sequence[Ref]) -> Work[list[TensorRef]]:
         """Concatenate the members' tensors along dimension 0, in rank order; the lengths there may differ."""
@@ -156,11 +158,18 @@ class GroupHandle:
         from collective.by_reference import Request, Sharing
 
         where = _caller()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise NotReady(
+                f"{action.name} of {self!r} needs a running event loop: use it under asyncio.run; in a plain method of "
+                "an actor, in a function that actors.from_thread.run is given"
+            ) from error
         sharing = Sharing(action, self.name, self.members, refs)
         shares = sharing.at_once()
         request = Request(self.name, uuid4().bytes, where, dumps(action, f"an argument of {action.name}")[0])
         work: Work[list[Any]] = Work(f"{action.name} over references at {where}")
-        task = asyncio.get_running_loop().create_task(self._carry_out(work, sharing, shares, request))
+        task = loop.create_task(self._carry_out(work, sharing, shares, request))
         _running.add(task)
         task.add_done_callback(_running.discard)
         return work

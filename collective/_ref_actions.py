@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from collective import reductions
 from collective._core import trees
-from collective._core.operations import AllGather, AllReduce, Broadcast, ReduceScatter, check_rank, check_splits, chunks
+from collective._core.operations import (
+    AllGather,
+    AllReduce,
+    Broadcast,
+    ReduceScatter,
+    check_rank,
+    check_splits,
+    chunks,
+    row_counts,
+)
 from collective._core.repartition import Repartition, pair
 from collective._store.drafts import Blank
 from collective._store.trees import Place, rebuild
@@ -95,6 +104,15 @@ class ReduceScatters(Action):
     splits: Sequence[int] | None
     name = "reduce_scatter"
 
+    @classmethod
+    def of(cls, op: ReduceOp, splits: Any, size: int) -> ReduceScatters:
+        """Make one of splits as callers give them: an array, say, whose memory would not go into a pickle.
+
+        Raises:
+            TypeError: they are none.
+        """
+        return cls(op, None if splits is None else row_counts(splits, size))
+
     def results(self, given: Sequence[Content | None]) -> list[Content | None]:
         known = _reducible(self.name, given, self.op)
         shape, dtype, _ = known[0].tensors[0]
@@ -153,9 +171,11 @@ class Broadcasts(Action):
         rank, size = engine.rank, engine.size
         if rank != self.root:
             return [Broadcast(rank, size, None, self.root, out) for out in target.arrays]
-        # Its own `out`, so that nothing is copied but what is small, whose memory nobody can write to.
-        arrays = [array if array.flags.carray else array.copy() for array in source.arrays]
-        return [Broadcast(rank, size, array, self.root, array) for array in arrays]
+        # Its own `out`, so that nothing is copied but what does not lie in order, and what is small, whose memory
+        # nobody can write to.
+        return [
+            Broadcast(rank, size, array, self.root, array if array.flags.carray else None) for array in source.arrays
+        ]
 
     def keeps(self, rank: int) -> bool:
         return rank == self.root

@@ -115,6 +115,7 @@ class Faults:
         self.left[rank] = place if number == epoch.number else 0
         self._engine.resets.fail(partial(self.peer_lost, rank, LEFT))
         self.fail_left(epoch, rank)
+        epoch.lane.end(partial(self.peer_lost, rank, LEFT))
         epoch.streams.peer_left(rank)
 
     def fail_left(self, epoch: Epoch, rank: int) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from collective._core import tree
 from collective._core.companions import Companions
-from collective.errors import CollectiveError, CollectiveTimeout
+from collective.errors import CollectiveError, CollectiveTimeout, GroupBroken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     Prepare: TypeAlias = Callable[[Engine], Coroutine[Any, Any, Sequence[Operation]]]
 
 LATER = 1.0
-"""Seconds beyond the group's timeout after which rank 0 gives up on members that do not answer."""
+"""Seconds beyond the group's timeout after which rank 0 gives up on members that do not answer. Others with members
+below them do so a little sooner, the deeper the sooner: each names those whom it waits for itself."""
 
 
 class _Call:
@@ -91,6 +92,7 @@ class Lane:
         self._post = post
         self._rank = engine.rank
         self._children = tree.children(engine.rank, engine.size)
+        self._patience = engine.timeout + LATER / (1 + tree.depth(engine.rank))
         self._calls: dict[bytes, _Call] = {}
         self._line: deque[bytes] = deque()
         self._number = 0
@@ -179,9 +181,8 @@ class Lane:
         turn = self._turn = _Turn(number, call, generation, {self._rank, *self._children})
         for child in self._children:
             self._post(child, ("go", number, call, generation))
-        if self._rank == 0:
-            seconds = self._engine.timeout + LATER
-            turn.timer = self._engine.loop.call_later(seconds, self._overdue, turn)
+        if self._rank == 0 or self._children:
+            turn.timer = self._engine.loop.call_later(self._patience, self._overdue, turn)
         # Whether or not its call has come: the others wait for it.
         self._companions.open(generation)
         entry = self._calls.get(call)
@@ -266,16 +267,19 @@ class Lane:
         elif turn is not None and turn.call == call:
             # Rank 0 says for all: the caller has told that, too. What comes too late is issued, and nobody gets it.
             if self._rank == 0:
-                self._end(turn, CollectiveError(f"group {self._engine.name!r}: the caller has given up"))
+                # A consequence, which tells nobody why: who calls members leaves GroupBroken out beside other errors.
+                reason = "the caller of a collective over references has given up"
+                self._end(turn, GroupBroken(self._engine.name, reason, "call it again"))
             return
         self._calls.pop(call, None)
 
     def _overdue(self, turn: _Turn) -> None:
-        if turn is self._turn:
-            entry = self._calls.get(turn.call)
-            what = entry.what if entry is not None else "a collective"
-            missing = [self._engine.name_of(rank) for rank in sorted(turn.waiting)]
-            self._end(turn, CollectiveTimeout(self._engine.name, what, self._engine.timeout + LATER, missing))
+        if turn is not self._turn or turn.answered:
+            return
+        entry = self._calls.get(turn.call)
+        what = entry.what if entry is not None else "a collective"
+        missing = [self._engine.name_of(rank) for rank in sorted(turn.waiting)]
+        self._take_vote(turn, self._rank, CollectiveTimeout(self._engine.name, what, self._patience, missing))
 
 
 def _portable(error: Exception | None) -> Exception | None:
@@ -283,5 +287,8 @@ def _portable(error: Exception | None) -> Exception | None:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return CollectiveError(f"{type(error).__name__}: {error}")
+        told = CollectiveError(f"{type(error).__name__}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            told.add_note(note)
+        return told
     return error

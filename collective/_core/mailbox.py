@@ -41,8 +41,8 @@ class Mailbox:
     """One member's sends and receives.
 
     :param me: how errors name this member.
+    :param fabric: what the bytes of larger messages go by.
     :param tell: post a message to another rank's mailbox of the same epoch.
-    :param open_data: open a channel for an offered message's bytes.
     :param spawn: run a coroutine that ends with the epoch.
     :param on_failure: called with (rank, error) where a member cannot be reached.
     :param on_cut_off: called with the rank of a member that ended a transfer of bytes before its end.

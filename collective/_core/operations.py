@@ -415,16 +415,25 @@ def check_splits(splits: Any, count: int, size: int) -> tuple[int, ...]:
     Raises:
         TypeError: they are none. ValueError: they do not fit.
     """
-    try:
-        rows = tuple(int(length) for length in splits)
-    except (TypeError, ValueError):
-        raise TypeError(f"splits is {splits!r}; a sequence of {size} row counts") from None
+    rows = row_counts(splits, size)
     if len(rows) != size or min(rows) < 0 or sum(rows) != count:
         raise ValueError(
             f"splits {list(rows)} do not cut {count} rows into {size} parts: they sum to {sum(rows)} "
             f"and there are {len(rows)} of them"
         )
     return rows
+
+
+def row_counts(splits: Any, size: int) -> tuple[int, ...]:
+    """Return the row counts that a caller gives, whether they fit or not.
+
+    Raises:
+        TypeError: they are none.
+    """
+    try:
+        return tuple(int(length) for length in splits)
+    except (TypeError, ValueError):
+        raise TypeError(f"splits is {splits!r}; a sequence of {size} row counts") from None
 
 
 def passes_nothing(tensor: Any, rank: int, root: int, name: str) -> None:

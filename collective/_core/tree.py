@@ -11,6 +11,11 @@ def parent(rank: int) -> int:
     return (rank - 1) // FAN_OUT
 
 
+def depth(rank: int) -> int:
+    """Return how far below rank 0 a rank is."""
+    return 1 + depth(parent(rank)) if rank else 0
+
+
 def children(rank: int, size: int) -> range:
     """Return the children of a rank."""
     return range(min(size, FAN_OUT * rank + 1), min(size, FAN_OUT * rank + 1 + FAN_OUT))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from collective import CollectiveTimeout, GroupBroken, PeerLost, ReduceOp
+from collective import CollectiveTimeout, GroupBroken, GroupClosed, PeerLost, ReduceOp
 from collective._core import lanes
 from collective._core.operations import AllReduce
 from collective.testing import world
@@ -97,8 +97,9 @@ def test_a_caller_that_gives_up_withdraws_what_is_not_issued() -> None:
             in_line = [call(*each) for each in calls(opened.groups, "third", [Prepared(3.0)] * 3)]
             await turns()
             assert not any(each.done() for each in (*given_up, *waiting, *in_line))
-            for each in (*given_up, *in_line):
+            for each in (given_up[0], *in_line):
                 each.cancel()
+            assert [type(error) for error in await outcomes(given_up[1:])] == [GroupBroken] * 2
             assert await asyncio.gather(*waiting) == [6.0] * 3
             await asyncio.wait([*given_up, *in_line])
             for group in opened.groups:
@@ -109,16 +110,16 @@ def test_a_caller_that_gives_up_withdraws_what_is_not_issued() -> None:
 
 
 def test_a_call_that_does_not_come_to_all_ends_at_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "LATER", 0.0)
+    monkeypatch.setattr(lanes, "LATER", 0.2)
 
     async def main() -> None:
-        async with world("memory", 3, timeout=1.0) as opened, asyncio.timeout(20):
-            some = [call(group, "first", Prepared(1.0)) for group in opened.groups[:2]]
+        async with world("memory", 12, timeout=1.0) as opened, asyncio.timeout(20):
+            some = [call(group, "first", Prepared(1.0)) for group in opened.groups[:11]]
             said = await outcomes(some)
-            assert [type(error) for error in said] == [CollectiveTimeout] * 2
-            assert "waited 1 s for rank 2 (worker[2])" in str(said[0])
-            late = call(opened.groups[2], "first", Prepared(1.0))
-            assert await asyncio.gather(*everybody(opened.groups, 2.0)) == [6.0] * 3
+            assert [type(error) for error in said] == [CollectiveTimeout] * 11
+            assert "waited 1.1 s for rank 11 (worker[11]);" in str(said[0])  # and not for rank 1, which is above that
+            late = call(opened.groups[11], "first", Prepared(1.0))
+            assert await asyncio.gather(*everybody(opened.groups, 2.0)) == [24.0] * 12
             late.cancel()
 
     asyncio.run(main())
@@ -145,17 +146,23 @@ def test_what_breaks_the_group_ends_its_calls_and_a_reset_mends_both() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("how", ["dies", "leaves"])
 @pytest.mark.parametrize("dead", [0, 2])
-def test_a_member_that_dies_ends_all_calls(dead: int) -> None:
+def test_a_member_that_dies_or_leaves_ends_all_calls(dead: int, how: str) -> None:
     async def main() -> None:
         async with world("memory", 3) as opened, asyncio.timeout(20):
             await asyncio.gather(*everybody(opened.groups, 1.0))
             waiting = everybody(opened.groups, 2.0, go=asyncio.Event())
             await turns()
             left = [rank for rank in range(3) if rank != dead]
-            for rank in left:
+            if how == "leaves":
+                await opened.groups[dead].aclose()
+                assert [type(error) for error in await outcomes([waiting[dead]])] == [GroupClosed]
+            for rank in left if how == "dies" else ():
                 opened.groups[rank].peer_lost(opened.groups[rank].members[dead], "for the test")
             assert [type(error) for error in await outcomes([waiting[rank] for rank in left])] == [PeerLost] * 2
+            later = everybody([opened.groups[rank] for rank in left], 3.0)
+            assert [type(error) for error in await outcomes(later)] == [PeerLost] * 2
             waiting[dead].cancel()
 
     asyncio.run(main())

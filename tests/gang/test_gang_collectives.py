@@ -98,7 +98,7 @@ def test_every_collective_gives_a_ref_of_each_members_store(runtime):
             assert [each.owner.split()[0] for each in totals] == ["holder[0]", "holder[1]", "holder[2]"]
             for each in await read(totals):
                 np.testing.assert_array_equal(each, sum(given))
-            parts = await read(await group.reduce_scatter(totals, op=ReduceOp.AVG, splits=[1, 0, 7]))
+            parts = await read(await group.reduce_scatter(totals, op=ReduceOp.AVG, splits=np.array([1, 0, 7])))
             np.testing.assert_array_equal(np.concatenate(parts), sum(given))
             assert [len(part) for part in parts] == [1, 0, 7]
             whole = (await read(await group.allgather([totals[0][:2], totals[1][::4], totals[2][7:]])))[1]
@@ -212,6 +212,8 @@ def test_what_does_not_fit_is_refused_before_anything_moves():
             for error, said, call in cases:
                 with pytest.raises(error, match=said):
                     call()
+            with pytest.raises(NotReady, match=r"allreduce of <GroupHandle 'dp' .* needs a running event loop"):
+                await asyncio.to_thread(group.allreduce, refs)
             # What is in a structure has to be asked.
             with pytest.raises(ValueError, match=r"refs\[0\] is a structure of 2 tensors and refs\[1\] float32"):
                 await group.allreduce([states[0], refs[1]])
