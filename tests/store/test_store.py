@@ -7,7 +7,7 @@ import contextlib
 import copy
 import gc
 import pickle
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -99,6 +99,10 @@ def test_structures_come_back_as_they_were():
                 ref[0]
             with pytest.raises(TypeError, match=r"tree\['x'\]\[1\]: builtins.int is no array"):
                 await store.put({"x": [np.ones(1), 1]})
+            with pytest.raises(TypeError, match=r"tree\['x'\]: the class Local cannot be pickled"):
+                await store.put({"x": namedtuple("Local", "y")(np.ones(1))})
+            with pytest.raises(TypeError, match=r"tree\[0\]: the key .*lambda.* cannot be pickled"):
+                await store.put([{lambda: 0: np.ones(1)}])
 
     run(main())
 
