@@ -69,21 +69,25 @@ class Freight:
     def __init__(self) -> None:
         self.link: Link | None = None
         self._pins: set[Pinned] = set()
+        self._lost = False
 
     def ship(self, refs: Sequence[TensorRef]) -> Shipment:
         """Count refs for one frame to one receiver; the owner's own have their elements with them, where it can be."""
         records, pins = [], []
-        luggage = Luggage(self.link)
+        luggage = Luggage(None if self._lost else self.link)
         for ref in refs:
             pin, record = ref._ship(self._ended, luggage)
             pins.append(pin)
             records.append(record)
-            if pin.live:
+            if self._lost:
+                pin.end()
+            elif pin.live:
                 self._pins.add(pin)
         return Shipment(pickle.dumps(records, pickle.HIGHEST_PROTOCOL), pins, luggage)
 
     def lose(self) -> None:
-        """The link has ended: what has not arrived never will."""
+        """The link has ended: what has not arrived never will, nor what somebody sends who has not heard of it."""
+        self._lost = True
         for pin in list(self._pins):
             pin.end()
 

@@ -230,6 +230,8 @@ class TensorRef(freight.Ref):
         """Count it for a frame; return what the frame says of it, and who understands that."""
         hold = self._held()
         pin, token = hold.source.holder.pin(hold, on_end)
+        if pin.live:
+            pin.keeper = self._keeper
         _, number, summary, keys = self._record()
         content = None
         # From its owner alone: whoever else sends it may die before the owner has heard, and then it shall be lost.
