@@ -2,9 +2,10 @@
 
 Such a layer pickles between `start_leaving` and `stop_leaving`, which collects the refs that are met; the pickle holds
 only their places in that list. A frame carries it beside the refs' own table, `Freight.ship(refs).table`. The receiver
-calls `unload` at once when the frame comes, whether or not it is ever read, and unpickles after `start_arriving`. So a
-ref has arrived where its frame has, and a frame that is dropped unread gives its refs up as any ref that goes out of
-use. What an owner sends has the elements with it, or where they lie, so that its receiver need not ask for them.
+calls `unload` at once when the frame comes, whether or not it is ever read, and unpickles after `start_arriving`; the
+reader of a stream does so as it takes an item, and for what it has not taken when it leaves. So a ref has arrived where
+its frame has, and a frame that is dropped unread gives its refs up as any ref that goes out of use. What an owner sends
+has the elements with it, or where they lie, so that its receiver need not ask for them.
 
 Until the receiver has told the owner that it holds a ref, the sender's count stands, and then the owner tells the
 sender. Where a frame will never arrive, the sender's layer says so: `Shipment.lost`, `Freight.lose`.
