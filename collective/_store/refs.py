@@ -168,7 +168,7 @@ class TensorRef(freight.Ref):
 
     async def object_ref(self) -> Any:
         """Return a `ray.ObjectRef` of it, which is the tensor wherever Ray takes one: `ray.get`, `await`, arguments of
-        tasks and of actors' methods. The entry is kept until Ray counts nobody who has it, or this process ends.
+        tasks and of actors' methods. The entry is kept until Ray counts nobody who has it, or this event loop ends.
 
         Where the entry is gone nevertheless, Ray raises RefLost, and TimeoutError where its owner does not answer.
 

@@ -274,7 +274,7 @@ def test_what_is_freed_or_closed_is_lost():
             await asyncio.sleep(0)
             store.close()
             for doomed in (waiting, closed, store.put(np.ones(1))):
-                with pytest.raises(RefLost):
+                with pytest.raises(RefLost, match="its store was closed"):
                     await doomed
             np.testing.assert_array_equal(kept, [0, 1, 2])
 
