@@ -48,12 +48,15 @@ class Owner(Actor):
             await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
             await asyncio.sleep(0.05)
-        yield await self.store.put(np.ones(3))
-        self.sent.set()
+        try:
+            yield await self.store.put(np.ones(3))
+        finally:
+            self.sent.set()
 
     async def left_behind(self) -> int:
         """Return how many entries there are once that was sent, and somebody had time to let it go."""
-        await self.sent.wait()
+        async with asyncio.timeout(5):
+            await self.sent.wait()
         for _ in range(500):
             if (count := len(self.store.statistics().entries)) == 1:
                 break
