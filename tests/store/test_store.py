@@ -424,3 +424,16 @@ def test_ray_reads_in_the_owners_process_while_the_loop_is_blocked(elsewhere):
                 await soon(lambda: is_writable(array))
 
     run(main())
+
+
+def test_ray_lets_go_of_a_ref_though_it_keeps_what_it_was_given():
+    from collective._store import _ray_refs
+
+    async def main() -> None:
+        async with a_store() as store:
+            handed = _ray_refs.Handed(await store.put(np.arange(3)))
+            _ray_refs._kept["id"] = handed
+            _ray_refs.Transport().garbage_collect("id", None, [handed])
+            await soon(lambda: are_entries(store, 0))
+
+    run(main())
