@@ -274,8 +274,8 @@ class TensorRef(freight.Ref):
                 return spec, parts
             if (found := _cut(spec, parts, self._keys)) is not None:
                 return found
-        spec, parts = await source.fetch(self._number, self._keys, repr(self))
-        return Spec.loads(spec), parts
+        asked = await source.fetch(self._number, self._keys, repr(self))
+        return Spec.loads(asked.spec), asked.parts
 
     async def _get(self) -> Any:
         spec, parts = await self._fetch()
