@@ -319,15 +319,16 @@ def arrive(record: tuple[Any, ...], endpoint: Endpoint, link: Link | None) -> Te
     packed, number, summary, keys, token, content = record
     where = Where.unpack(packed)
     summary = Summary(*summary)
-    found, light = _unpack(*content, link) if content is not None else (None, False)
+    found, light = _unpack(content, link) if content is not None else (None, False)
     hold = holder_of(endpoint).source(where).hold(number, token, at_ease=found is not None, light=light)
     return TensorRef(where, number, summary, keys=keys, hold=hold, content=found)
 
 
 def _unpack(
-    data: bytes | None, packed: Sequence[bytes | tuple[int, ...]], link: Link | None
+    content: tuple[bytes | None, Sequence[bytes | tuple[int, ...]]], link: Link | None
 ) -> tuple[tuple[bytes | None, Sequence[memoryview]] | None, bool]:
     """Return what came along with a ref, and whether it lies in the frame itself."""
+    data, packed = content
     parts = []
     light = True
     for each in packed:
