@@ -92,13 +92,13 @@ def loads(data: Buffer, buffers: Sequence[memoryview], what: str, of: object = N
     Raises:
         NotPicklable: what the pickle needs is missing here, or fails.
     """
+    if type(buffers) is Beside:
+        freight.start_arriving(buffers.refs)
+        try:
+            return loads(data, list(buffers), what, of)
+        finally:
+            freight.stop_arriving()
     try:
-        if type(buffers) is Beside:
-            freight.start_arriving(buffers.refs)
-            try:
-                return pickle.loads(data) if not buffers else loads(data, list(buffers), what, of)
-            finally:
-                freight.stop_arriving()
         if not buffers:
             return pickle.loads(data)
         shown = [buffer.toreadonly() for buffer in buffers]

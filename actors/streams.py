@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from actors._caller import Call
     from actors._interface import Method
     from actors._target import Target
-    from collective.abc import Channel
+    from collective.abc import Channel, Message
 
 T = TypeVar("T")
 
@@ -43,6 +43,8 @@ class Stream(Generic[T]):
         self._channel: Channel | None = None
         self._reading = False
         self._ended = False
+        self._left = False
+        """Whether what is still to come is dropped as it comes."""
         self._taken = 0
 
     async def __aenter__(self) -> Self:
@@ -95,7 +97,7 @@ class Stream(Generic[T]):
     async def aclose(self) -> None:
         """End the generator and wait for its end; what its `finally` blocks raise is raised here. Idempotent."""
         channel, self._arguments = self._channel, None
-        if channel is None:
+        if channel is None or self._left:
             return
         try:
             if not self._ended:
@@ -103,8 +105,12 @@ class Stream(Generic[T]):
                 while await self._receive(channel) is not None:
                     pass
         finally:
-            self._ended = True
-            channel.close()
+            ended, self._ended = self._ended, True
+            self._left = not ended and not self._reading  # cancelled
+            if self._left:
+                self._drop_rest(channel)
+            else:
+                channel.close()
 
     def stop(self) -> None:
         """Tell the generator to end, without waiting; items that are on their way can still be read."""
@@ -118,6 +124,17 @@ class Stream(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<Stream {self._name}>"
+
+    def _drop_rest(self, channel: Channel) -> None:
+        """Take what is still to come, so that refs in it arrive and are given up, until the generator has ended."""
+        assert self._call is not None
+        endpoint = self._call.connection.endpoint
+
+        def drop(message: Message) -> None:
+            if protocol.unload(message, endpoint, channel.link).header[0] & protocol.KIND != protocol.ITEM:
+                channel.close()
+
+        channel.subscribe(drop, lambda _: channel.close())
 
     @property
     def _name(self) -> str:

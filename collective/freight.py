@@ -2,9 +2,10 @@
 
 Such a layer pickles between `start_leaving` and `stop_leaving`, which collects the refs that are met; the pickle holds
 only their places in that list. A frame carries it beside the refs' own table, `Freight.ship(refs).table`. The receiver
-calls `unload` at once when the frame comes, whether or not it is ever read, and unpickles after `start_arriving`. So a
-ref has arrived where its frame has, and a frame that is dropped unread gives its refs up as any ref that goes out of
-use. What an owner sends has the elements with it, or where they lie, so that its receiver need not ask for them.
+calls `unload` at once when the frame comes, whether or not it is ever read, and unpickles after `start_arriving`; the
+reader of a stream does so as it takes an item, and for what it has not taken when it leaves. So a ref has arrived where
+its frame has, and a frame that is dropped unread gives its refs up as any ref that goes out of use. What an owner sends
+has the elements with it, or where they lie, so that its receiver need not ask for them.
 
 Until the receiver has told the owner that it holds a ref, the sender's count stands, and then the owner tells the
 sender. Where a frame will never arrive, the sender's layer says so: `Shipment.lost`, `Freight.lose`.
@@ -69,21 +70,25 @@ class Freight:
     def __init__(self) -> None:
         self.link: Link | None = None
         self._pins: set[Pinned] = set()
+        self._lost = False
 
     def ship(self, refs: Sequence[TensorRef]) -> Shipment:
         """Count refs for one frame to one receiver; the owner's own have their elements with them, where it can be."""
         records, pins = [], []
-        luggage = Luggage(self.link)
+        luggage = Luggage(None if self._lost else self.link)
         for ref in refs:
             pin, record = ref._ship(self._ended, luggage)
             pins.append(pin)
             records.append(record)
-            if pin.live:
+            if self._lost:
+                pin.end()
+            elif pin.live:
                 self._pins.add(pin)
         return Shipment(pickle.dumps(records, pickle.HIGHEST_PROTOCOL), pins, luggage)
 
     def lose(self) -> None:
-        """The link has ended: what has not arrived never will."""
+        """The link has ended: what has not arrived never will, nor what somebody sends who has not heard of it."""
+        self._lost = True
         for pin in list(self._pins):
             pin.end()
 

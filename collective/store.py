@@ -67,7 +67,7 @@ class TensorStore:
         Raises:
             StoreFull: a deadline of `asyncio.timeout` ended the wait. Says who holds what; it is a TimeoutError.
             ValueError: the store will never have that much room.
-            TypeError: something in it is no tensor.
+            TypeError: something in it is no tensor, or is a key or a named tuple that cannot be pickled.
         """
         self._check_open()
         if type(tree) is np.ndarray and tree.nbytes <= LARGE and (ref := self._put_small(tree)) is not None:

@@ -123,7 +123,9 @@ class Transport(TensorTransportManager):
         raise NotImplementedError("nobody has an ObjectRef of what this transport keeps")
 
     def garbage_collect(self, obj_id: str, tensor_transport_meta: Any, tensors: list[Any]) -> None:
-        _kept.pop(obj_id, None)
+        handed = _kept.pop(obj_id, None)
+        if handed is not None:
+            handed.ref.free()  # also where Ray keeps something else by this id, of before it was shut down
 
     def abort_transport(self, obj_id: str, communicator_metadata: Any) -> None:
         """Nothing to do: nothing is transferred."""
@@ -182,7 +184,10 @@ def _put(handed: Handed) -> Any:
         with contextlib.suppress(ValueError):  # Ray knows it.
             register_tensor_transport(NAME, ["cpu"], Transport, Handed)
         if _kept_for != _session():
-            _kept.clear()  # That Ray has been shut down, and says nothing any more.
+            # That Ray has been shut down, and says nothing any more; but it keeps what it had.
+            for before in list(_kept.values()):
+                before.ref.free()
+            _kept.clear()
             _kept_for = _session()
     kept = ray.put(handed, _tensor_transport=NAME)
     _kept[kept.hex()] = handed

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 
 
 class Pin:
-    """A ref on its way to another endpoint, counted here until it has arrived."""
+    """A ref on its way to another endpoint, counted here until it has arrived.
 
-    __slots__ = ("_on_end", "hold", "number")
+    :ivar keeper: what keeps the entry for a hold of which its owner may not have heard yet.
+    """
+
+    __slots__ = ("_on_end", "hold", "keeper", "number")
 
     def __init__(self, hold: Hold, number: int, on_end: Callable[[Pin], None]) -> None:
         self.hold: Hold | None = hold
+        self.keeper: Any = None
         self.number = number
         self._on_end = on_end
 
@@ -39,6 +43,7 @@ class Pin:
     def end(self) -> None:
         """Stop counting it. Idempotent."""
         hold, self.hold = self.hold, None
+        self.keeper = None
         if hold is not None:
             hold.source.holder.pins.pop(self.number, None)
             self._on_end(self)

@@ -63,7 +63,7 @@ class TensorRef(freight.Ref):
         hold: Hold | None = None,
         expires: float | None = None,
         keeper: Any = None,
-        content: tuple[Spec, Sequence[memoryview]] | None = None,
+        content: tuple[bytes | None, Sequence[memoryview]] | None = None,
     ) -> None:
         if not _ray_knows and "ray" in sys.modules:
             _tell_ray()
@@ -75,7 +75,7 @@ class TensorRef(freight.Ref):
         self._expires = expires
         self._keeper = keeper
         self._content = content
-        """What it refers to, but for the keys, where that came along with it."""
+        """What it refers to, but for the keys, where that came along with it: as `Source.content` has it."""
         self._shape = summary.shape if not keys or summary.shape is None else _select(summary.shape, keys)
 
     @property
@@ -168,7 +168,7 @@ class TensorRef(freight.Ref):
 
     async def object_ref(self) -> Any:
         """Return a `ray.ObjectRef` of it, which is the tensor wherever Ray takes one: `ray.get`, `await`, arguments of
-        tasks and of actors' methods. The entry is kept until Ray counts nobody who has it, or this process ends.
+        tasks and of actors' methods. The entry is kept until Ray counts nobody who has it, or this event loop ends.
 
         Where the entry is gone nevertheless, Ray raises RefLost, and TimeoutError where its owner does not answer.
 
@@ -230,6 +230,8 @@ class TensorRef(freight.Ref):
         """Count it for a frame; return what the frame says of it, and who understands that."""
         hold = self._held()
         pin, token = hold.source.holder.pin(hold, on_end)
+        if pin.live:
+            pin.keeper = self._keeper
         _, number, summary, keys = self._record()
         content = None
         # From its owner alone: whoever else sends it may die before the owner has heard, and then it shall be lost.
@@ -265,11 +267,15 @@ class TensorRef(freight.Ref):
     async def _fetch(self) -> tuple[Spec, Sequence[memoryview]]:
         source = self._source()
         if self._content is not None and not source.lost:
-            found = _cut(*self._content, self._keys) if self._keys else self._content
-            if found is not None:
+            data, parts = self._content
+            # Not before: what a structure is made of may be missing here.
+            spec = _alone(self._summary) if data is None else Spec.loads(data)
+            if not self._keys:
+                return spec, parts
+            if (found := _cut(spec, parts, self._keys)) is not None:
                 return found
-        spec, parts = await source.fetch(self._number, self._keys, repr(self))
-        return Spec.loads(spec), parts
+        asked = await source.fetch(self._number, self._keys, repr(self))
+        return Spec.loads(asked.spec), asked.parts
 
     async def _get(self) -> Any:
         spec, parts = await self._fetch()
@@ -313,14 +319,14 @@ def arrive(record: tuple[Any, ...], endpoint: Endpoint, link: Link | None) -> Te
     packed, number, summary, keys, token, content = record
     where = Where.unpack(packed)
     summary = Summary(*summary)
-    found, light = _unpack(summary, content, link) if content is not None else (None, False)
+    found, light = _unpack(content, link) if content is not None else (None, False)
     hold = holder_of(endpoint).source(where).hold(number, token, at_ease=found is not None, light=light)
     return TensorRef(where, number, summary, keys=keys, hold=hold, content=found)
 
 
 def _unpack(
-    summary: Summary, content: tuple[bytes | None, Sequence[bytes | tuple[int, ...]]], link: Link | None
-) -> tuple[tuple[Spec, Sequence[memoryview]] | None, bool]:
+    content: tuple[bytes | None, Sequence[bytes | tuple[int, ...]]], link: Link | None
+) -> tuple[tuple[bytes | None, Sequence[memoryview]] | None, bool]:
     """Return what came along with a ref, and whether it lies in the frame itself."""
     data, packed = content
     parts = []
@@ -334,10 +340,13 @@ def _unpack(
         if view is None:
             return None, False
         parts.append(view)
-    if data is not None:
-        return (Spec.loads(data), parts), light
+    return (data, parts), light
+
+
+def _alone(summary: Summary) -> Spec:
+    """Return how to read a tensor that is all of its memory."""
     assert summary.shape is not None
-    return (Spec(ALONE, (Leaf(0, 0, summary.shape, summary.dtype, summary.kind),)), parts), light
+    return Spec(ALONE, (Leaf(0, 0, summary.shape, summary.dtype, summary.kind),))
 
 
 def select(array: np.ndarray, keys: tuple[Any, ...]) -> np.ndarray:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collective._store.holding import Holder
     from collective.abc import Channel, Message
 
-_NOT_THERE = "nobody held it any more, and its owner has freed it"
 _MOST_UNTOLD = 4096
 
 
@@ -63,6 +62,7 @@ class Books:
 
     :param blocks: the memory that entries lie in.
     :param on_free: is told of each entry that nobody has a use for any more.
+    :ivar why_gone: why an entry that is asked for is not there.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Books:
         self.where = where
         self.loop = asyncio.get_running_loop()
         self.entries: dict[int, Entry] = {}
+        self.why_gone = "nobody held it any more, and its owner has freed it"
         self.own = OwnSource(self)
         holder.attach(self.own)
         self._blocks = blocks
@@ -146,7 +147,7 @@ class Books:
             shown = self.show(number, parts if isinstance(parts, list) else _bytes_of(np.ascontiguousarray(parts)))
             if number in self.entries:  # so that nobody writes to it while it is shown
                 return Found(spec, shown)
-        raise RefLost(ref, self.where.owner, _NOT_THERE)
+        raise RefLost(ref, self.where.owner, self.why_gone)
 
     def show(self, number: int, parts: Sequence[memoryview]) -> list[memoryview]:
         """Return parts of an entry for readers in this process, who are seen to hold them."""
@@ -171,6 +172,7 @@ class Books:
 
     def close(self) -> None:
         """Forget everything."""
+        self.why_gone = "its store was closed"
         for session in self._sessions.values():
             session.channel.close()
             session.end()
@@ -219,7 +221,7 @@ class OwnSource(Source):
         """
         found = self._books.find(entry, keys)
         if found is None:
-            raise RefLost(ref, self.where.owner, _NOT_THERE)
+            raise RefLost(ref, self.where.owner, self._books.why_gone)
         return found
 
     async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
@@ -293,7 +295,7 @@ class Session:
     def _fetch(self, number: int, entry: int, keys: tuple[Any, ...] | None) -> None:
         found = self._books.find(entry, keys)
         if found is None:
-            self.channel.post(HEAD.pack(wire.GONE, number) + _NOT_THERE.encode())
+            self.channel.post(HEAD.pack(wire.GONE, number) + self._books.why_gone.encode())
             return
         spec, parts = found
         if self._here and isinstance(parts, list):

@@ -75,10 +75,10 @@ class Tie(Source):
     async def _open(self) -> None:
         try:
             link = await self.holder.endpoint.connect(self.where.address, self.where.credential)
+            self._channel = link.open(self.where.port, self.holder.name.encode())
         except LinkError as error:
             self._end(error)
             return
-        self._channel = link.open(self.where.port, self.holder.name.encode())
         self._channel.subscribe(self._on_message, self._end)
         link.on_close(self._end)
         self._tell()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collective.tensors import Array
 
 _ALIGNMENT: Final = 64
+_PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
+"""Keys of dicts that need no check."""
 
 
 class Leaf(NamedTuple):
@@ -171,8 +173,13 @@ class _Walk:
     def visit(self, node: Any, path: str) -> Any:
         """Return the form of a part of the structure."""
         if isinstance(node, dict):
+            for key in node:
+                if type(key) not in _PLAIN:
+                    _check_travels(key, f"the key {key!r}", path)
             return {key: self.visit(value, f"{path}[{key!r}]") for key, value in node.items()}
         if isinstance(node, list | tuple):
+            if hasattr(node, "_fields"):
+                _check_travels(type(node), f"the class {type(node).__qualname__}", path)
             items = [self.visit(value, f"{path}[{index}]") for index, value in enumerate(node)]
             if isinstance(node, list):
                 return items
@@ -190,6 +197,14 @@ class _Walk:
         known.append(len(leaves))
         leaves.append(node)
         return Place(len(leaves) - 1)
+
+
+def _check_travels(part: Any, what: str, path: str) -> None:
+    """Check what readers need of a structure beside its tensors. Raises: TypeError."""
+    try:
+        pickle.dumps(part, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # whatever a __reduce__ raises
+        raise TypeError(f"put: tree{path}: {what} cannot be pickled: {error}") from error
 
 
 def rebuild(form: Any, leaves: Sequence[Any]) -> Any:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from actor_harness import run, team
 
-from actors import Actor
-from actors._pickling import dumps, loads
+from actors import Actor, NotPicklable
+from actors._pickling import Beside, dumps, loads
 from collective._links import arena
 from collective._links.ring import usable
 from collective.links import allocate, arena_statistics
@@ -176,6 +176,12 @@ def test_functions_and_local_classes_travel_by_value(kind: str) -> None:
             assert await keepers[0].apply(lambda x: int(x.sum()) + offset, array) == int(array.sum()) + 10
 
     run(kind, main())
+
+
+def test_what_is_missing_beside_refs_is_told_once() -> None:
+    with pytest.raises(NotPicklable) as caught:
+        loads(b"cnowhere\nNothing\n.", Beside([memoryview(b"")], []), "an argument")
+    assert str(caught.value).count("an argument") == 1
 
 
 def test_what_main_defines_travels_by_value() -> None:

@@ -26,6 +26,7 @@ MIB = 1 << 20
 class Owner(Actor):
     def __init__(self) -> None:
         self.first = self.store  # there from the start
+        self.sent = asyncio.Event()
 
     async def setup(self) -> None:
         self.held = [await self.store.put(np.full(MIB, self.rank))]
@@ -41,6 +42,26 @@ class Owner(Actor):
         while True:
             yield len(self.store.statistics().entries)
             await asyncio.sleep(0.01)
+
+    async def ends_with_a_ref(self) -> AsyncIterator[TensorRef]:
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.05)
+        try:
+            yield await self.store.put(np.ones(3))
+        finally:
+            self.sent.set()
+
+    async def left_behind(self) -> int:
+        """Return how many entries there are once that was sent, and somebody had time to let it go."""
+        async with asyncio.timeout(5):
+            await self.sent.wait()
+        for _ in range(500):
+            if (count := len(self.store.statistics().entries)) == 1:
+                break
+            await asyncio.sleep(0.01)
+        return count
 
     def put_from_a_thread(self) -> Any:
         from actors import from_thread
@@ -99,6 +120,22 @@ def test_actors_read_each_others_tensors_and_nothing_is_left(runtime):
             with pytest.raises(ExceptionGroup) as caught:
                 await gang["reader"].total([old])
             assert isinstance(caught.value.exceptions[0], RefLost)
+
+    run(main())
+
+
+def test_what_a_stream_still_sends_after_its_reader_was_cancelled_is_given_up():
+    async def main() -> None:
+        async with Gang(Role("owner", Owner, resources=SMALL), runtime="inproc") as gang:
+            (owner,) = gang["owner"]
+            stream = await owner.ends_with_a_ref().__aenter__()
+            await owner.statistics()  # it waits
+            leaving = asyncio.create_task(stream.aclose())
+            await asyncio.sleep(0.01)
+            leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            assert await owner.left_behind() == 1
 
     run(main())
 

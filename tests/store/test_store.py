@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import copy
 import gc
+import math
 import pickle
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -99,6 +101,10 @@ def test_structures_come_back_as_they_were():
                 ref[0]
             with pytest.raises(TypeError, match=r"tree\['x'\]\[1\]: builtins.int is no array"):
                 await store.put({"x": [np.ones(1), 1]})
+            with pytest.raises(TypeError, match=r"tree\['x'\]: the class Local cannot be pickled"):
+                await store.put({"x": namedtuple("Local", "y")(np.ones(1))})
+            with pytest.raises(TypeError, match=r"tree\[0\]: the key .*lambda.* cannot be pickled"):
+                await store.put([{lambda: 0: np.ones(1)}])
 
     run(main())
 
@@ -268,7 +274,7 @@ def test_what_is_freed_or_closed_is_lost():
             await asyncio.sleep(0)
             store.close()
             for doomed in (waiting, closed, store.put(np.ones(1))):
-                with pytest.raises(RefLost):
+                with pytest.raises(RefLost, match="its store was closed"):
                     await doomed
             np.testing.assert_array_equal(kept, [0, 1, 2])
 
@@ -298,6 +304,65 @@ def test_a_sender_that_dies_before_the_receiver_holds_it_loses_it():
         return len([name for entry in store.statistics().entries for name in entry.holders]) == count
 
     run(main())
+
+
+def test_what_is_sent_by_a_link_that_has_ended_is_given_up():
+    async def main() -> None:
+        async with a_store() as store:
+            ended = freight.Freight()
+            ended.lose()
+            ended.ship([await store.put(np.arange(3))])
+            await soon(lambda: are_entries(store, 0))
+
+    run(main())
+
+
+def test_an_owner_whose_link_ends_as_it_is_made_is_lost(monkeypatch):
+    async def main() -> None:
+        async with a_store() as store, await open_endpoint(kinds=()) as other:
+            connect = other.connect
+
+            async def connect_in_vain(*where: Any) -> Any:
+                link = await connect(*where)
+                await link.aclose()
+                return link
+
+            monkeypatch.setattr(other, "connect", connect_in_vain)
+            (ref,) = freight.unload(freight.Freight().ship([await store.put(np.arange(3))]).table, other)
+            with pytest.raises(RefLost, match="its owner cannot be reached any more"):
+                await ref
+
+    run(main())
+
+
+def test_what_keeps_a_ref_that_came_otherwise_stays_until_the_next_has_it():
+    async def main() -> None:
+        async with a_store() as store, await open_endpoint(kinds=()) as other:
+            put = await store.put(np.arange(3))
+            where, number, *_ = put._record()
+            keeper = Keeper()
+            keeper.ref = put
+            kept = weakref.ref(keeper)
+            passed = TensorRef(where, number, put._summary, expires=math.inf, keeper=keeper)
+            del put, keeper
+            shipment = freight.Freight().ship([passed])
+            del passed
+            assert kept() is not None
+            (ref,) = freight.unload(shipment.table, other)
+            assert (await ref)[2] == 2
+            await soon(lambda: is_gone(kept))
+            assert (await ref)[2] == 2
+
+    async def is_gone(kept: weakref.ref[Keeper]) -> bool:
+        return kept() is None
+
+    run(main())
+
+
+class Keeper:
+    """Stands in for an ObjectRef of Ray."""
+
+    ref: TensorRef
 
 
 async def is_writable(array: np.ndarray) -> bool:
@@ -357,5 +422,18 @@ def test_ray_reads_in_the_owners_process_while_the_loop_is_blocked(elsewhere):
                 assert isinstance(lost, RefLost)
                 del whole
                 await soon(lambda: is_writable(array))
+
+    run(main())
+
+
+def test_ray_lets_go_of_a_ref_though_it_keeps_what_it_was_given():
+    from collective._store import _ray_refs
+
+    async def main() -> None:
+        async with a_store() as store:
+            handed = _ray_refs.Handed(await store.put(np.arange(3)))
+            _ray_refs._kept["id"] = handed
+            _ray_refs.Transport().garbage_collect("id", None, [handed])
+            await soon(lambda: are_entries(store, 0))
 
     run(main())

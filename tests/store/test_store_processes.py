@@ -6,6 +6,9 @@ import asyncio
 import os
 import pickle
 import signal
+import sys
+from collections import namedtuple
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -197,6 +200,25 @@ def test_what_an_owner_sends_is_there_with_the_ref():
             await is_empty(a)
 
     with peers("a", "b") as pair:
+        run(main())
+
+
+def test_a_structure_of_a_class_that_is_missing_fails_where_it_is_read(monkeypatch):
+    module = ModuleType("only_here")
+    module.Pair = namedtuple("Pair", "x y", module="only_here")
+    monkeypatch.setitem(sys.modules, "only_here", module)
+
+    async def main() -> None:
+        b = only[0].handle
+        async with await open_endpoint(kinds=("shm",)) as endpoint:
+            store = TensorStore(endpoint, owner="here", limit=COUNT)
+            await b.forget()  # the link is there
+            await b.keep(await store.put(module.Pair(np.ones(3), np.ones(3))))
+            with pytest.raises(ModuleNotFoundError, match="only_here"):
+                await b.fetch()
+            store.close()
+
+    with peers("b") as only:
         run(main())
 
 
