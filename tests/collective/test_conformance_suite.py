@@ -30,7 +30,7 @@ _reduce_chunks = reductions._reduce_chunks
 @pytest.mark.parametrize(
     ("check", "owner", "name", "fault"),
     [
-        ("reduce_scatter_table", operations, "_chunks", _chunks_as_numpy),
+        ("reduce_scatter_table", operations, "chunks", _chunks_as_numpy),
         ("halves_accumulate_in_float32", reductions, "_reduce_chunks", _accumulate_in_halves),
         ("cancelled_recv_is_withdrawn", Mailbox, "_give_up", lambda self, recv: False),
     ],
