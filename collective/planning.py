@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+import os
+import threading
+from collections import OrderedDict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from collective._boxes import meet, shared
 from collective._pairs import Part
@@ -12,14 +15,16 @@ from collective._routes import Router
 from collective.layouts import Layout
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Mapping, Sequence
 
     from collective._boxes import Box
     from collective._rings import Ring
 
-CACHED = 4096
-"""Plans that are kept: a state dict has hundreds of tensors."""
+CACHED = 1 << 19
+"""Ranks of all plans that are kept, together. A plan takes up to about a kilobyte for each of its ranks, once one of
+them has found out its part; a state dict has hundreds of tensors, and few kinds of them."""
+
+_Key: TypeAlias = "tuple[Layout, Layout, int, tuple[str, ...] | None, bool]"
 
 
 class Traffic(NamedTuple):
@@ -225,7 +230,7 @@ def plan(
     last = max(src.last_rank, dst.last_rank)
     if known is not None and len(known) <= last:
         raise ValueError(f"{len(known)} hosts are given, and the layouts have ranks up to {last}")
-    return _plan(src, dst, itemsize, known, share)
+    return _plans.get((src, dst, itemsize, known, share))
 
 
 def check(src: Layout, dst: Layout, *, where: str = "") -> None:
@@ -236,9 +241,42 @@ def check(src: Layout, dst: Layout, *, where: str = "") -> None:
         raise ValueError(f"dst{where} is {dst!r}: only a source can be Partial; make it Replicate or Shard")
 
 
-@lru_cache(maxsize=CACHED)
-def _plan(src: Layout, dst: Layout, itemsize: int, hosts: tuple[str, ...] | None, share: bool) -> Plan:
-    return Plan(src, dst, itemsize=itemsize, hosts=hosts, share=share)
+class _Plans:
+    """The plans that were used last. In any thread."""
+
+    def __init__(self) -> None:
+        self._plans: OrderedDict[_Key, Plan] = OrderedDict()
+        self._ranks = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: _Key) -> Plan:
+        """Return a plan, which is made where it is not there."""
+        with self._lock:
+            known = self._plans.get(key)
+            if known is not None:
+                self._plans.move_to_end(key)
+                return known
+            src, dst, itemsize, hosts, share = key
+            made = self._plans[key] = Plan(src, dst, itemsize=itemsize, hosts=hosts, share=share)
+            self._ranks += _ranks_of(made)
+            while self._ranks > CACHED and len(self._plans) > 1:
+                self._ranks -= _ranks_of(self._plans.popitem(last=False)[1])
+            return made
+
+
+def _ranks_of(plan: Plan) -> int:
+    return len(plan.src.ranks) + len(plan.dst.ranks)
+
+
+_plans = _Plans()
+
+
+def _forget_all() -> None:
+    global _plans
+    _plans = _Plans()  # another thread of the parent may have held the lock
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 def _difference(numbers: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from collective._boxes import Box
-    from collective._pairs import Part
+    from collective._pairs import Part, Sum
     from collective.types import ReduceOp
 
 
@@ -38,6 +39,7 @@ class Arithmetic:
         self._rank = rank
         self._jobs = jobs
         self._stopped = False
+        self._writing = threading.Lock()
         self.operands = {sender: np.empty(size, np.uint8) for sender, size in self._sizes().items()}
         """The contributions of each other rank, one after the other, in bytes."""
 
@@ -57,8 +59,11 @@ class Arithmetic:
             for box in job.part.keeps:
                 assert job.source is not None
                 assert job.result is not None
-                for part in self._chunks(box, job.source.itemsize):
-                    view_of(job.result, part, DST)[...] = view_of(job.source, part, SRC)
+                for part in _chunks(box, job.source.itemsize):
+                    with self._writing:
+                        if self._stopped:
+                            return
+                        view_of(job.result, part, DST)[...] = view_of(job.source, part, SRC)
 
     def reduce(self) -> None:
         """Reduce the operands, which have all come."""
@@ -66,20 +71,20 @@ class Arithmetic:
         for job in self._jobs:
             for total in job.part.sums:
                 assert job.result is not None
-                assert job.op is not None
-                for part in self._chunks(total.box, job.result.itemsize):
-                    operands = [self._operand(job, part, sender, used) for sender in total.senders]
-                    out = view_of(job.result, part, DST)
-                    direct = out.flags.c_contiguous
-                    target = out.reshape(-1) if direct else np.empty(out.size, out.dtype)
-                    reductions.reduce_arrays(operands, job.op, target)
-                    if not direct:
-                        out[...] = target.reshape(out.shape)
+                for part in _chunks(total.box, job.result.itemsize):
+                    with self._writing:
+                        if self._stopped:
+                            return
+                        self._reduce(job, total, part, used)
         self.operands.clear()
 
     def stop(self) -> None:
-        """Write nothing any more, on whatever thread: results may be memory that the caller uses again."""
-        self._stopped = True
+        """Write nothing any more, on whatever thread, once this has returned: the caller may use results' memory again.
+
+        It waits for a chunk that is being written.
+        """
+        with self._writing:
+            self._stopped = True
 
     def _sizes(self) -> dict[int, int]:
         sizes: dict[int, int] = {}
@@ -91,12 +96,16 @@ class Arithmetic:
                         sizes[sender] = sizes.get(sender, 0) + total.box.volume * job.result.itemsize
         return sizes
 
-    def _chunks(self, box: Box, itemsize: int) -> Iterator[Box]:
-        """Yield a box in parts, each of which takes about a millisecond, until it has been stopped."""
-        for part in cut(box, max(1, LONG // itemsize)):
-            if self._stopped:
-                return
-            yield part
+    def _reduce(self, job: Job, total: Sum, box: Box, used: dict[int, int]) -> None:
+        assert job.result is not None
+        assert job.op is not None
+        operands = [self._operand(job, box, sender, used) for sender in total.senders]
+        out = view_of(job.result, box, DST)
+        direct = out.flags.c_contiguous
+        target = out.reshape(-1) if direct else np.empty(out.size, out.dtype)
+        reductions.reduce_arrays(operands, job.op, target)
+        if not direct:
+            out[...] = target.reshape(out.shape)
 
     def _operand(self, job: Job, box: Box, sender: int, used: dict[int, int]) -> np.ndarray:
         if sender == self._rank:
@@ -106,3 +115,8 @@ class Arithmetic:
         start = used[sender]
         used[sender] = stop = start + box.volume * job.result.itemsize
         return self.operands[sender][start:stop].view(job.result.dtype)
+
+
+def _chunks(box: Box, itemsize: int) -> Iterator[Box]:
+    """Yield a box in parts, each of which takes about a millisecond."""
+    return cut(box, max(1, LONG // itemsize))

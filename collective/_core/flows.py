@@ -61,6 +61,8 @@ class Flows:
         self._posts: dict[tuple[int, Any], list[Message]] = {}
         self._open: set[Channel] = set()
         self._ended = False
+        self.stops: set[Callable[[], None]] = set()
+        """What stops threads that write to anybody's memory. Tasks learn of the end too late for that: a turn later."""
 
     async def open(self, dst: int, place: Any) -> Channel:
         """Open a channel to a member.
@@ -123,6 +125,8 @@ class Flows:
     def end(self) -> None:
         """Close every channel: nothing is written to anybody's memory any more."""
         self._ended = True
+        for stop in self.stops:
+            stop()
         for channel in self._open:
             self._fabric.forget(channel)
         self._open.clear()

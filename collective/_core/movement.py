@@ -249,12 +249,14 @@ class Movement:
     async def _compute(self) -> bool:
         """Copy what stays, and reduce once all operands have come."""
         run = offload if self._arithmetic.long else _at_once
+        self._flows.stops.add(self._arithmetic.stop)
         try:
             await run(self._arithmetic.keep)
             await self._operands_came.wait()
             await run(self._arithmetic.reduce)
         finally:
-            self._arithmetic.stop()  # where the epoch has ended, before it was done
+            self._arithmetic.stop()  # where the task was cancelled otherwise than by the epoch's end
+            self._flows.stops.discard(self._arithmetic.stop)
         self._reduced.set()
         self._post(results=True)
         return True

@@ -83,6 +83,8 @@ class Borrower:
 
     def forget(self, number: int) -> None:
         """The other end has no use for a segment any more. Raises: WireError."""
+        if number not in self._segments:
+            self._look()  # Nothing of it was ever read, and its descriptor may still be on the socket.
         if self._segments.pop(number, None) is None:
             raise WireError(f"segment {number} is gone, which was never there")
         self._urge(frame_head(FORGOT, 0, count=number))

@@ -37,6 +37,8 @@ class ShmCarrier(SwitchingCarrier):
         super().__init__(sock, where, dialed=dialed)
         self._more = False
         """Whether writing stopped, though there was room, to let the loop go on."""
+        self._taking = False
+        """Whether it hands over what has come: callbacks that run within that are not to begin it anew."""
         self._dying = ""
         self._poller: Poller
         self.awake = False
@@ -132,7 +134,7 @@ class ShmCarrier(SwitchingCarrier):
         return True
 
     def linger(self, until: Callable[[], bool]) -> None:
-        if self.awake:
+        if self.awake and not self._taking:
             self._poller.linger(self, until)
 
     # What the poller calls.
@@ -152,6 +154,7 @@ class ShmCarrier(SwitchingCarrier):
         assert there is not None
         reader = there.reader
         budget, unpublished, stop = _TURN, 0, 0.0
+        self._taking = True
         try:
             while available := reader.available():
                 targets = source.targets()
@@ -174,6 +177,8 @@ class ShmCarrier(SwitchingCarrier):
         except WireError as error:
             self._ended(f"it does not speak this protocol ({error})")
             return True
+        finally:
+            self._taking = False
         if unpublished:
             reader.publish()
         if budget == _TURN:

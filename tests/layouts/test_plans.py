@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layout_harness import carry_out, pairs, spread, uneven
 
-from collective import Layout, Partial, Replicate, Shard, plan
+from collective import Layout, Partial, Replicate, Shard, plan, planning
 from collective._relays import GRAIN
 from collective._rings import CHAIN, CHAINED, LEFT, PLAIN, RIGHT, Ring, Route
 from collective.planning import Plan
@@ -151,6 +151,19 @@ def test_a_plan_says_what_it_moves(tmp_path):
     assert "1 -&gt; 5: 172 KiB" in drawn
     with pytest.raises(ValueError, match=r"name it \.svg"):
         made.plot(tmp_path / "plan.png")
+
+
+def test_plans_that_are_kept_have_few_ranks_together(monkeypatch):
+    monkeypatch.setattr(planning, "CACHED", 100)
+    monkeypatch.setattr(planning, "_plans", planning._Plans())
+    small, large = [(Layout((n,), n, [Shard(0)]), Layout((n,), n, [Replicate()])) for n in (10, 40)]
+    first, second = plan(*small), plan(*large)
+    assert plan(*large) is second
+    assert plan(*small) is first, "20 and 80 ranks are within the bound"
+    third = plan(*large, itemsize=2)
+    assert plan(*large, itemsize=2) is third
+    assert plan(*small) is first, "the one that was not used for longest goes first"
+    assert plan(*large) is not second
 
 
 def test_what_stays_is_not_moved():

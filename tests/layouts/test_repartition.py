@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
+import time
 import tracemalloc
 from dataclasses import replace
 
@@ -15,7 +17,7 @@ from layout_harness import RANKS, pairs, spread
 
 from actors import Actor, Gang, Role
 from collective import GroupBroken, GroupSpec, Layout, Replicate, Shard
-from collective._core import movement
+from collective._core import arithmetic, movement
 from collective.testing import world
 
 
@@ -97,6 +99,36 @@ def test_a_break_in_the_middle_reaches_all_and_leaves_nothing(monkeypatch):
             again = [group.repartition(rows.local(group.rank, small), rows, every) for group in opened.groups]
             for each in again:
                 np.testing.assert_array_equal(await each, small)
+
+    asyncio.run(main())
+
+
+def test_a_break_leaves_out_to_its_caller_at_once(monkeypatch):
+    """Also where the caller keeps the loop from its next turn, while a thread copies what stays."""
+
+    async def main():
+        view_of, copying = arithmetic.view_of, threading.Event()
+
+        def slowly(*which):
+            copying.set()
+            time.sleep(0.02)
+            return view_of(*which)
+
+        monkeypatch.setattr(arithmetic, "view_of", slowly)
+        monkeypatch.setattr(arithmetic, "LONG", 1 << 16)
+        rows = Layout((8, 1 << 14), 2, [Shard(0)])
+        async with world("memory", 2) as opened:
+            outs = [np.zeros(rows.local_shape(rank)) for rank in range(2)]
+            ones = np.ones((4, 1 << 14))
+            works = [group.repartition(ones, rows, rows, out=outs[group.rank]) for group in opened.groups]
+            assert await asyncio.to_thread(copying.wait, 10)
+            opened.groups[0]._engine.break_everywhere("the test")
+            for work, out in zip(works, outs, strict=True):
+                with pytest.raises(GroupBroken):
+                    await work
+                out[:] = 7
+            time.sleep(0.1)  # noqa: ASYNC251  # the tasks have no turn
+            assert all((out == 7).all() for out in outs)
 
     asyncio.run(main())
 

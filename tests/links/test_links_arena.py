@@ -394,6 +394,27 @@ def test_segments_come_and_go_at_the_limit(
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Of threads that other tests have left.
+def test_a_segment_that_goes_before_the_other_end_has_looked_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the other end's loop is busy, it finds the word in the ring before it looks at the socket."""
+
+    async def main() -> None:
+        async with pair("shm") as both:
+            one, other = await both.channel()
+            far = cast("Mux", await both.there.connect(both.here.address, KEY))
+            asyncio.get_running_loop().remove_reader(far.carrier._descriptor)  # type: ignore[attr-defined]
+            block = allocate(MIB)
+            lent = both.link.lend(block.memory)
+            assert lent is not None
+            both.link.take_back(lent)
+            del block
+            assert not arena_statistics().segments
+            assert bytes((await pass_on(one, other, b"x" * MIB)).buffers[0]) == b"x" * MIB
+            assert not far.closed
+
+    monkeypatch.setattr(arenas, "_WARM", 0)
+    run(main)
+
+
 def test_a_forked_child_has_copies_of_what_is_held() -> None:
     async def main() -> None:
         async with pair("shm") as both:

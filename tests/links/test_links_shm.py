@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from collective._links.shm import ShmCarrier
+    from collective.abc import Message
 
 pytestmark = pytest.mark.skipif(not ring.usable(), reason="rings need the store order of x86")
 
@@ -175,5 +176,31 @@ def test_links_that_come_and_go_leave_no_memory(tmp_path: Path) -> None:
                     await here.connect(there.address, KEY)
             await until(lambda: not there._all)  # type: ignore[attr-defined]
             assert len(os.listdir("/proc/self/fd")) <= descriptors  # Fewer where another test's have gone by now.
+
+    run(main)
+
+
+def test_who_lingers_within_a_callback_gets_what_comes_once_and_in_order() -> None:
+    """A task that an eager task factory begins within a callback may do that."""
+
+    async def main() -> None:
+        async with pair("shm") as both:
+            one, other = await both.channel()
+            end: ShmCarrier = other.link.carrier  # type: ignore[attr-defined]
+            came: list[bytes] = []
+
+            def on_message(message: Message) -> None:
+                came.append(message.header)
+                if message.header == b"first":
+                    one.send_nowait(b"second")
+                    other.link.linger(lambda: len(came) > 1)
+
+            other.subscribe(on_message, lambda error: None)
+            for _ in range(3):
+                came.clear()
+                end._poller.wake(end)
+                one.send_nowait(b"first")
+                await until(lambda: len(came) > 1)
+                assert came == [b"first", b"second"]
 
     run(main)
