@@ -31,12 +31,15 @@ class Pending:
     timer: asyncio.TimerHandle | None = None
     agreed: bool = False
     issued: bool = False
+    finishing: bool = False
+    """Whether all has come, and a thread brings it to the caller's `out`."""
 
     def fail(self, error: Exception) -> None:
-        """End it with an error."""
+        """End it with an error; one that is finishing succeeds, since nobody can keep its thread from writing."""
         if self.timer is not None:
             self.timer.cancel()
-        self.work._fail(error)
+        if not self.finishing:
+            self.work._fail(error)
 
 
 class Pipeline:
@@ -146,6 +149,7 @@ class Pipeline:
 
     def _finish(self, pending: Pending) -> None:
         if pending.operation.long_finish:
+            pending.finishing = True
             offload(pending.operation.finish).add_done_callback(lambda finished: self._end(pending, finished.result))
         else:
             self._end(pending, pending.operation.finish)
