@@ -70,7 +70,7 @@ class Ring:
         return place - bisect_left(self._without, place)
 
     def __contains__(self, rank: object) -> bool:
-        place = self._places.get(rank)  # type: ignore[call-overload]
+        place = self._places.get(rank) if isinstance(rank, int) else None
         return place is not None and place not in self._without
 
     def __eq__(self, other: object) -> bool:

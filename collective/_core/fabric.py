@@ -77,17 +77,22 @@ class Fabric:
         if outbox is None:
             outbox = self._outboxes[rank] = _Outbox()
         header = pickle.dumps(message, 5)
-        if outbox.channel is not None and outbox.task is None and len(header) + sum(map(len, buffers)) <= _ROOM:
-            try:
-                outbox.channel.send_nowait(header, buffers)
-            except WouldBlock:
-                pass
-            except CollectiveError as error:
-                self._lose(rank, error)
-                return
-            else:
-                return
+        channel = outbox.channel if len(header) + sum(map(len, buffers)) <= _ROOM else None
+        if channel is not None and self._went(rank, outbox, lambda: channel.send_nowait(header, buffers)):
+            return
         self._enqueue(rank, outbox, (header, [bytes(buffer) for buffer in buffers]))
+
+    def _went(self, rank: int, outbox: _Outbox, send: Callable[[], None]) -> bool:
+        """Send at once where nothing is ahead and there is room; return whether nothing is left to do."""
+        if outbox.task is not None:
+            return False
+        try:
+            send()
+        except WouldBlock:
+            return False
+        except CollectiveError as error:
+            self._lose(rank, error)
+        return True
 
     def _enqueue(self, rank: int, outbox: _Outbox, message: tuple[bytes, Sequence[Buffer]]) -> None:
         outbox.queue.append(message)
@@ -104,16 +109,9 @@ class Fabric:
         if self._closed:
             return
         outbox, header = self._outboxes[rank], pickle.dumps(message, 5)
-        if outbox.channel is not None and outbox.task is None:
-            try:
-                outbox.channel.lend_nowait(header, [memory])
-            except WouldBlock:
-                pass
-            except CollectiveError as error:
-                self._lose(rank, error)
-                return
-            else:
-                return
+        channel = outbox.channel
+        if channel is not None and self._went(rank, outbox, lambda: channel.lend_nowait(header, [memory])):
+            return
         self._enqueue(rank, outbox, (header, [memory]))
 
     async def open_data(self, rank: int, ticket: Any) -> Channel:

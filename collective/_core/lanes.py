@@ -286,7 +286,7 @@ def _portable(error: Exception | None) -> Exception | None:
     """Return an error that goes to the other members: itself, where it can be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # whatever its __reduce__ raises: its name and text must do
         told = CollectiveError(f"{type(error).__name__}: {error}")
         for note in getattr(error, "__notes__", ()):
             told.add_note(note)

@@ -119,7 +119,7 @@ class Format(ABC):
 
     @abstractmethod
     def split(self, parts: Sequence[int], buffer: memoryview) -> list[memoryview]:
-        """Return the buffers of a piece that were joined into one."""
+        """Return the buffers of a piece that were joined into one. Of exact formats alone: others are not joined."""
 
     @abstractmethod
     def load(self) -> None:
