@@ -50,7 +50,7 @@ class Dispatcher:
             method.wire: Served(name, f"{role}[{rank}].{name}", method.kind, getattr(instance, name))
             for name, method in interface.methods.items()
         } | {
-            wire_name(name): Served(name, f"{role}[{rank}].{name}", Kind.ASYNC, function)
+            wire_name(name, Kind.ASYNC): Served(name, f"{role}[{rank}].{name}", Kind.ASYNC, function)
             for name, function in beside.items()
         }
         self.closing = False

@@ -35,7 +35,7 @@ class Method:
         """:param called: what requests say, where that is not the name."""
         self.name = name
         self.kind = kind
-        self.wire = wire_name(name if called is None else called)
+        self.wire = wire_name(name if called is None else called, kind)
         self._owner = owner
         self._parameters = parameters
         self._check: Callable[..., None] | None = None
@@ -51,9 +51,14 @@ class Method:
         return check
 
 
-def wire_name(name: str) -> bytes:
+STREAMING = 0x8000
+"""Set in the length of a method's name where the caller expects a stream: an answer of another kind would be lost."""
+
+
+def wire_name(name: str, kind: Kind) -> bytes:
     """Return what a request says of the method that it calls."""
-    return len(name.encode()).to_bytes(2, "little") + name.encode()
+    text = name.encode()
+    return (len(text) | (STREAMING if kind is Kind.STREAM else 0)).to_bytes(2, "little") + text
 
 
 class Interface:

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from actors import _protocol as protocol
+from actors._interface import STREAMING
 from actors._pickling import dumps, dumps_error, loads
 from actors._running import OWN_MODULES, Ending, Running
 from actors.errors import ActorClosed
@@ -107,12 +108,10 @@ class Session:
     def abandon(self) -> None:
         """Tell the caller of calls that will not end in time that the actor is closing."""
         for number, call in self.running.items():
-            error = dumps_error(ActorClosed(self.role, self.rank, call.method.name), OWN_MODULES)
-            header, buffers = protocol.pack(protocol.ERROR, number, dumps((error, []), "an error")[0])
             if call.stream is not None:
                 call.stream.close()
             elif self._main is not None:
-                self._main.post(header, buffers)
+                self._main.post(*_error(number, ActorClosed(self.role, self.rank, call.method.name)))
 
     def close(self) -> None:
         """Close its channels; what was sent is still delivered."""
@@ -141,7 +140,8 @@ class Session:
 
     def _call(self, number: int, message: Message) -> None:
         start = protocol.HEAD.size + 2
-        start += int.from_bytes(message.header[start - 2 : start], "little")
+        length = int.from_bytes(message.header[start - 2 : start], "little")
+        start += length & ~STREAMING
         wire = message.header[protocol.HEAD.size : start]
         method = self.dispatcher.methods.get(wire)
         if method is None or self.dispatcher.closing:
@@ -150,10 +150,12 @@ class Session:
             if self.dispatcher.closing:
                 error = ActorClosed(self.role, self.rank, name)
             else:
+                kind = "stream" if length & STREAMING else "method"
                 error = AttributeError(
-                    f"{self.role}[{self.rank}] has no method {name!r}; the handle is for another class"
+                    f"{self.role}[{self.rank}] has no {kind} {name!r}; the handle is for another class"
                 )
-            self.dispatcher.spawn(self._refuse(number, error), name=name)
+            refuse = self._refuse_stream if length & STREAMING else self._refuse
+            self.dispatcher.spawn(refuse(number, error), name=name)
             return
         call = Running(self, number, method, protocol.body(message, start))
         self.running[number] = call
@@ -178,5 +180,17 @@ class Session:
             await self.reply(*protocol.pack(protocol.RESULT, number, *dumps(None, "nothing")))
 
     async def _refuse(self, number: int, error: Exception) -> None:
-        record = dumps_error(error, OWN_MODULES)
-        await self.reply(*protocol.pack(protocol.ERROR, number, dumps((record, []), "an error")[0]))
+        await self.reply(*_error(number, error))
+
+    async def _refuse_stream(self, number: int, error: Exception) -> None:
+        """Refuse a stream on its own channel: its reader looks nowhere else."""
+        try:
+            channel = await self.stream(number)
+            await channel.send(*_error(0, error))
+        except LinkError:
+            return  # the reader is gone, and knows
+        channel.close()
+
+
+def _error(number: int, error: Exception) -> tuple[bytes, Sequence[Buffer]]:
+    return protocol.pack(protocol.ERROR, number, dumps((dumps_error(error, OWN_MODULES), []), "an error")[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
@@ -31,7 +32,8 @@ class Stream(Generic[T]):
 
     Entering starts it, in order with calls. It runs ahead of the reader by at most 16 items and a mebibyte, then waits.
     Leaving ends it where it stands, with a CancelledError where it awaits and GeneratorExit where it yields, and waits
-    until its `finally` blocks have run, on the actor. What it raises is raised here, by the iteration or by leaving.
+    until its `finally` blocks have run, on the actor; a task that is being cancelled, by a deadline or otherwise, does
+    not wait for that. What it raises is raised here, by the iteration or by leaving.
     Good for one pass, by one task at a time.
     """
 
@@ -102,7 +104,8 @@ class Stream(Generic[T]):
         try:
             if not self._ended:
                 self.stop()
-                while await self._receive(channel) is not None:
+                # A deadline that has passed, or a cancellation, is not to wait for the actor's end of it.
+                while not _cancelling() and await self._receive(channel) is not None:
                     pass
         finally:
             ended, self._ended = self._ended, True
@@ -162,6 +165,12 @@ class Stream(Generic[T]):
             return None
         failure: Failure = read_failure(kind, message, self._name)
         raise failure.error or RemoteCancelled(self._name)
+
+
+def _cancelling() -> bool:
+    """Return whether the running task is being cancelled, `asyncio.timeout` included."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Streams(Generic[T]):

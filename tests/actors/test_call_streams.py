@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from actor_harness import run, team
 
 from actors import Actor, ActorClosed, NotPicklable, NotReady, RemoteCancelled
+from actors._interface import Interface
 from actors._protocol import AHEAD
 
 if TYPE_CHECKING:
@@ -151,6 +153,61 @@ def test_leaving_by_an_error_or_cancellation_ends_it_too(kind: str) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await reader
             await actor.stopped.wait()
+
+    run(kind, main())
+
+
+def test_leaving_waits_for_nobody_once_the_deadline_has_passed(kind: str) -> None:
+    """Kind: what runs in a task that is being cancelled waits for the other side."""
+
+    class Stuck(Actor):
+        def __init__(self) -> None:
+            self.release = asyncio.Event()
+
+        async def rows(self) -> AsyncIterator[int]:
+            try:
+                while True:
+                    yield 1
+            finally:
+                await self.release.wait()
+
+    async def main() -> None:
+        async with team(kind, Stuck, 2) as actors:
+            for several in (False, True):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(5) as scope, AsyncExitStack() as stack:
+                        streams = [await stack.enter_async_context(actors[0].rows())]
+                        if several:
+                            streams += await stack.enter_async_context(actors.handles.rows())
+                        async for _ in streams[-1]:
+                            scope.reschedule(0)
+            for actor in actors.instances:
+                actor.release.set()
+
+    run(kind, main())
+
+
+def test_a_stream_that_the_actor_lacks_is_refused(kind: str) -> None:
+    """Kind: caller and actor disagree on what a method is, and one waits where the other does not answer."""
+
+    class Other(Actor):
+        async def rows(self) -> int: ...  # type: ignore[empty-body]
+
+        async def missing(self) -> AsyncIterator[int]:
+            yield 1
+
+        async def echo(self, value: Any) -> AsyncIterator[Any]:
+            yield value
+
+    async def main() -> None:
+        async with team(kind, Source) as sources:
+            object.__setattr__(sources[0]._target, "interface", Interface.of(Other))
+            for name, arguments in (("missing", ()), ("echo", (1,))):
+                with pytest.raises(AttributeError, match=rf"worker\[0\] has no stream '{name}'"):
+                    async with getattr(sources[0], name)(*arguments) as rows:
+                        await anext(rows)
+            with pytest.raises(AttributeError, match=r"worker\[0\] has no method 'rows'"):
+                await sources[0].rows()
 
     run(kind, main())
 
