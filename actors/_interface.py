@@ -6,6 +6,7 @@ import difflib
 import enum
 import functools
 import inspect
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from actors.actor import Actor
@@ -45,8 +46,8 @@ class Method:
         check = self._check
         if check is None:
             namespace: dict[str, Any] = {}
-            exec(f"def {self.name}{self._parameters}: pass", namespace)
-            check = self._check = namespace[self.name]
+            exec(f"def check{self._parameters}: pass", namespace)
+            check = self._check = namespace["check"]
             check.__qualname__ = f"{self._owner}.{self.name}"
         return check
 
@@ -77,8 +78,10 @@ class Interface:
     def of(cls: type) -> Interface:
         """Read the interface of a class: what it defines or inherits, without a leading underscore, beyond Actor's own.
 
+        What a decorator or a descriptor made of a method is taken as Python binds it; a wrapper has its own parameters.
+
         Raises:
-            TypeError: a method's signature cannot be read.
+            TypeError: a method takes no self.
         """
         return _interface(cls.__qualname__, tuple(_rows(cls)))
 
@@ -109,23 +112,50 @@ def _interface(owner: str, table: tuple[tuple[str, int, str], ...]) -> Interface
     return Interface(owner, table)
 
 
+_UNCHECKED = "(_actor, /, *args, **kwargs)"
+"""Parameters of what takes anything, as far as can be known without an instance."""
+
+
 def _rows(cls: type) -> list[tuple[str, int, str]]:
     rows = []
     for name in dir(cls):
         if name.startswith("_") or name in _OWN:
             continue
         raw = inspect.getattr_static(cls, name)
-        function = raw.__func__ if isinstance(raw, staticmethod | classmethod) else raw
-        if isinstance(function, property | type) or not callable(function):
-            continue
-        rows.append((name, int(_kind(function)), _parameters(cls, name, function, isinstance(raw, staticmethod))))
+        function = None if isinstance(raw, type) else _bind(cls, raw)
+        if callable(function):  # unlike a class in the class, a property, or a constant
+            rows.append((name, int(_kind(raw, function)), _parameters(cls, name, raw, function)))
     return rows
 
 
-def _kind(function: Any) -> Kind:
-    if inspect.isasyncgenfunction(function):
-        return Kind.STREAM
-    return Kind.ASYNC if inspect.iscoroutinefunction(function) else Kind.PLAIN
+def _bind(cls: type, raw: Any) -> Any:
+    """Return what Python gives for an attribute of a class, None where instances alone have it."""
+    bind = getattr(type(raw), "__get__", None)
+    try:
+        return raw if bind is None else bind(raw, None, cls)
+    except AttributeError:
+        return None
+
+
+def _kind(raw: Any, function: Any) -> Kind:
+    """Return how a method runs. A plain wrapper runs where what it says that it wraps would."""
+    inwards = [raw, function]
+    while inwards:
+        each = inwards.pop()
+        if inspect.isasyncgenfunction(each):
+            return Kind.STREAM
+        if inspect.iscoroutinefunction(each):
+            return Kind.ASYNC
+        if isinstance(each, functools.partial | functools.partialmethod | functools.singledispatchmethod):
+            inwards.append(each.func)
+        elif isinstance(each, MethodType):
+            inwards.append(each.__func__)
+        # Statically: objects that answer to every name would answer to this one, too, for ever.
+        elif (wrapped := inspect.getattr_static(each, "__wrapped__", None)) is not None:
+            inwards.append(wrapped)
+        elif isinstance(call := getattr(type(each), "__call__", None), FunctionType):  # noqa: B004
+            inwards.append(call)
+    return Kind.PLAIN
 
 
 class _Default:
@@ -135,17 +165,24 @@ class _Default:
         return "..."
 
 
-def _parameters(cls: type, name: str, function: Any, static: bool) -> str:
-    """Return the parameters as source, the receiver included, without annotations and default values."""
+def _parameters(cls: type, name: str, raw: Any, function: Any) -> str:
+    """Return the parameters as source, the receiver included, without annotations and default values.
+
+    A wrapper's own: what it wraps may take others.
+    """
+    takes_self = isinstance(function, FunctionType) and isinstance(raw, FunctionType | functools.partialmethod)
+    known = staticmethod | classmethod | functools.partialmethod
+    if not takes_self and hasattr(type(raw), "__get__") and not isinstance(raw, known):
+        return _UNCHECKED  # a descriptor of somebody's own, or a method written in C
     try:
-        signature = inspect.signature(function)
-    except ValueError as error:
-        raise TypeError(f"{cls.__qualname__}.{name} has no readable signature: {error}") from error
+        signature = inspect.signature(function, follow_wrapped=False)
+    except ValueError:  # it is written in C, and does not say
+        return _UNCHECKED
     parameters = [
         p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else _Default())
         for p in signature.parameters.values()
     ]
-    if static:
+    if not takes_self:
         positional_only = any(p.kind is p.POSITIONAL_ONLY for p in parameters)
         kind = inspect.Parameter.POSITIONAL_ONLY if positional_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
         parameters.insert(0, inspect.Parameter("_actor", kind))

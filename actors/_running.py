@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import inspect
+from collections.abc import AsyncGenerator
+from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actors import _protocol as protocol
@@ -17,7 +19,7 @@ from collective.freight import Ref
 from collective.scopes import CallScope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from actors._session import Session
     from collective.abc import Buffer, Channel, Message
@@ -84,7 +86,10 @@ class Running:
                     self._body = (b"", ())
                     result = None
                     if self.method.kind is Kind.ASYNC:
-                        result = await self.method.function(*args, **kwargs)
+                        result = self.method.function(*args, **kwargs)
+                        # A wrapper around an async method may return what is none.
+                        if type(result) is CoroutineType or _is_to_be_awaited(result):
+                            result = await result
                     elif self.stream is None:
                         result = await self._in_thread(args, kwargs)
                     else:
@@ -105,7 +110,7 @@ class Running:
 
     async def _in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self.method.function
-        job = Job(lambda: function(*args, **kwargs))
+        job = Job(lambda: _in_full(function(*args, **kwargs)))
         self.session.workers.submit(job)
         try:
             value, error = await job.result
@@ -114,15 +119,20 @@ class Running:
             raise
         if error is not None:
             raise error
-        if inspect.isawaitable(value) and not isinstance(value, Ref):
+        if _is_to_be_awaited(value):
             if inspect.iscoroutine(value):
                 value.close()
-            raise TypeError(f"{self.where} is a plain method but returned an awaitable; declare it with async def")
+            raise TypeError(
+                f"{self.where} is a plain method but returned an awaitable; declare it with async def, "
+                "and a decorator of it with functools.wraps"
+            )
         return value
 
     async def _generate(self, channel: Channel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         flow = _Flow(self, channel)
         generator: AsyncGenerator[Any, Any] = self.method.function(*args, **kwargs)
+        if not isinstance(generator, AsyncGenerator):
+            raise TypeError(f"{self.where} is a stream but returned {generator!r}, which is no async generator")
         try:
             async for item in generator:
                 await flow.take()
@@ -194,6 +204,17 @@ class Running:
             return  # the reader is gone, and knows
         finally:
             self.stream.close()
+
+
+def _is_to_be_awaited(value: Any) -> bool:
+    return inspect.isawaitable(value) and not isinstance(value, Ref)
+
+
+def _in_full(value: Any) -> Any:
+    """Run a generator to its end, where the plain method runs: it cannot travel, what it yields can."""
+    if isinstance(value, GeneratorType) and not inspect.isawaitable(value):
+        return list(value)
+    return value
 
 
 class _Flow:

@@ -72,14 +72,17 @@ class Handle(Generic[A]):
     def call(
         self, method: Callable[Concatenate[A, P], R], /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, R]: ...
-    def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    def call(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call a method, given as the function of the class: `handle.call(Trainer.fit, 100)`.
+
+        Where the class has a method `call` of its own, what does not start with a method of the class is for that one.
 
         Raises:
             AttributeError: the actor has no public method of that name.
             TypeError: the arguments do not fit.
         """
-        return getattr(self, _name(method))(*args, **kwargs)
+        name, args = _called(self._target.interface, args)
+        return self.__getattr__(name)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_target":  # what copy, pickle and inspect look for
@@ -89,7 +92,8 @@ class Handle(Generic[A]):
         if method is None:
             target.interface.fail(target.role, name)
         bound = BoundMethod(target, method)
-        self.__dict__[name] = bound
+        if name not in _HIDING:
+            self.__dict__[name] = bound
         return bound
 
     def __eq__(self, other: object) -> bool:
@@ -137,14 +141,17 @@ class Handles(Generic[A]):
     def call(
         self, method: Callable[Concatenate[A, P], R], /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, list[R]]: ...
-    def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    def call(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call a method on every actor, given as the function of the class: `handles.call(Trainer.fit, 100)`.
+
+        Where the class has a method `call` of its own, what does not start with a method of the class is for that one.
 
         Raises:
             AttributeError: the actors have no public method of that name.
             TypeError: the arguments do not fit.
         """
-        return getattr(self, _name(method))(*args, **kwargs)
+        name, args = _called(self._interface, args)
+        return self.__getattr__(name)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_interface":
@@ -153,7 +160,8 @@ class Handles(Generic[A]):
         if method is None:
             self._interface.fail(self._role, name)
         bound = BoundMethods([handle._target for handle in self._handles], method)
-        self.__dict__[name] = bound
+        if name not in _HIDING:
+            self.__dict__[name] = bound
         return bound
 
     def __len__(self) -> int:
@@ -260,8 +268,16 @@ class BoundMethods:
         return f"{role}.{self._method.name}"
 
 
-def _name(method: Callable[..., Any]) -> str:
-    name = getattr(method, "__name__", None)
-    if not callable(method) or not isinstance(name, str):
+_HIDING = frozenset({"call"})
+"""What a handle and an actor may both have: the handle's comes first, and passes on what is for the actor's."""
+
+
+def _called(interface: Interface, args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+    """Return the name of the method that `call(*args)` is for, and the arguments for it."""
+    method = args[0] if args else None
+    name = getattr(method, "__name__", None) if callable(method) else None
+    if "call" in interface.methods and name not in interface.methods:
+        return "call", args
+    if not isinstance(name, str):
         raise TypeError(f"call() takes a method of the actor class, as in call(Trainer.fit, ...), not {method!r}")
-    return name
+    return name, args[1:]

@@ -173,14 +173,18 @@ def test_leaving_waits_for_nobody_once_the_deadline_has_passed(kind: str) -> Non
 
     async def main() -> None:
         async with team(kind, Stuck, 2) as actors:
+
+            async def read(several: bool) -> None:
+                async with asyncio.timeout(5) as scope, AsyncExitStack() as stack:
+                    streams = [await stack.enter_async_context(actors[0].rows())]
+                    if several:
+                        streams += await stack.enter_async_context(actors.handles.rows())
+                    async for _ in streams[-1]:
+                        scope.reschedule(0)
+
             for several in (False, True):
                 with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(5) as scope, AsyncExitStack() as stack:
-                        streams = [await stack.enter_async_context(actors[0].rows())]
-                        if several:
-                            streams += await stack.enter_async_context(actors.handles.rows())
-                        async for _ in streams[-1]:
-                            scope.reschedule(0)
+                    await read(several)
             for actor in actors.instances:
                 actor.release.set()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+import functools
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import pytest
@@ -13,6 +15,9 @@ from actor_harness import run, team
 
 from actors import Actor, Handle, Handles, NotReady
 from actors.actor import connect, create
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 
 class Worker(Actor):
@@ -313,3 +318,157 @@ def test_an_actor_knows_its_place_when_the_host_has_told_it() -> None:
     connect(actor, groups=groups, gang={})
     assert actor.groups is groups
     assert actor.gang == {}
+
+
+def through(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def injecting(function: Any) -> Any:
+    @functools.wraps(function)
+    async def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return await function(self, "injected", *args, **kwargs)
+
+    return wrapper
+
+
+class Adding:
+    """A callable that is no function: Python does not bind it."""
+
+    async def __call__(self, number: int) -> int:
+        return number + 1
+
+
+class Binding:
+    """A descriptor of somebody's own."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return functools.partial(self.function, instance)
+
+
+class Decorated(Actor):
+    async def base(self, mode: str, number: int) -> Any:
+        return self.rank, mode, number
+
+    half = functools.partialmethod(base, "half")
+
+    @staticmethod
+    async def free(mode: str, number: int) -> Any:
+        return mode, number
+
+    freed = functools.partialmethod(free, "freed")
+
+    @functools.singledispatchmethod
+    async def kind(self, what: object) -> str:
+        return "object"
+
+    @kind.register
+    async def _(self, what: int) -> str:
+        return "int"
+
+    @kind.register
+    def _(self, what: str) -> str:
+        return "str"
+
+    @through
+    @through
+    async def wrapped(self, number: int) -> Any:
+        return self.rank, number
+
+    @staticmethod
+    @through
+    async def static(number: int) -> int:
+        return number
+
+    @classmethod
+    @through
+    async def of_class(cls, number: int) -> Any:
+        return cls.__name__, number
+
+    @injecting
+    async def injected(self, what: str, number: int) -> Any:
+        return what, number
+
+    adding = Adding()
+    partial = functools.partial(abs)
+    largest = max
+
+    @Binding
+    def bound(self, number: int) -> Any:
+        return self.rank, number
+
+    @functools.lru_cache  # noqa: B019
+    def cached(self, number: int) -> Any:
+        return self.rank, number
+
+    @functools.cached_property
+    def value(self) -> int:
+        raise AssertionError("no call made it")
+
+    def generated(self, number: int) -> Iterator[int]:
+        yield from range(number)
+
+    def expression(self, number: int) -> Any:
+        return (each for each in range(number))
+
+    @through
+    async def rows(self, number: int) -> AsyncIterator[int]:
+        for each in range(number):
+            yield each
+
+    @contextlib.asynccontextmanager
+    async def context(self) -> AsyncIterator[int]:
+        yield 1
+
+    async def call(self, number: int = 0, *, more: int = 0) -> int:
+        return number + more
+
+
+def test_methods_are_what_decorators_and_descriptors_make_of_them(kind: str) -> None:
+    """Kind: a method is read off the class in another way than Python binds it."""
+
+    async def main() -> None:
+        async with team(kind, Decorated) as actors:
+            actor = actors[0]
+            for name, expected in (
+                ("half", (0, "half", 3)),
+                ("freed", ("freed", 3)),
+                ("kind", "int"),
+                ("wrapped", (0, 3)),
+                ("static", 3),
+                ("of_class", ("Decorated", 3)),
+                ("injected", ("injected", 3)),
+                ("adding", 4),
+                ("partial", 3),
+                ("bound", (0, 3)),
+                ("cached", (0, 3)),
+                ("generated", [0, 1, 2]),
+                ("expression", [0, 1, 2]),
+                ("call", 3),
+            ):
+                assert await getattr(actor, name)(3) == expected, name
+                assert await getattr(actors.handles, name)(3) == [expected], name
+            assert await actor.kind("x") == "str"
+            assert await actor.kind([]) == "object"
+            assert await actor.largest(1, 2) == 2
+            assert await actor.wrapped(number=3) == (0, 3)
+            async with actor.rows(3) as rows:
+                assert [row async for row in rows] == [0, 1, 2]
+            for made in (actor.call(Decorated.call, 1, more=2), actor.call(1, more=2), actor.call(more=3)):
+                assert await made == 3
+            assert await actor.call() == 0
+            assert await actor.call(Decorated.wrapped, 3) == (0, 3)
+            with pytest.raises(AttributeError, match="no method 'value'"):
+                _ = actor.value
+            with pytest.raises(TypeError, match=r"context is a stream but returned .*no async generator"):
+                async with actor.context() as rows:
+                    await anext(rows)
+
+    run(kind, main())
