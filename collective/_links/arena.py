@@ -11,7 +11,6 @@ in the middle of anything, so that letting go never waits for the lock.
 from __future__ import annotations
 
 import os
-import select
 import threading
 import weakref
 from bisect import bisect_left, bisect_right, insort
@@ -23,6 +22,7 @@ import numpy as np
 
 from collective._links import mapping
 from collective._links.mapping import round_up
+from collective._links.processes import has_ended
 from collective._links.segments import Extent, Segment, User
 from collective.types import ArenaStatistics
 
@@ -233,7 +233,7 @@ class Arena:
                 dying, self._dying = self._dying, []
             for entry in dying:
                 process, deadline, lent = entry
-                dead = _has_ended(process)
+                dead = has_ended(process)
                 if not dead and monotonic() < deadline:
                     with self._lock:
                         self._dying.append(entry)
@@ -294,13 +294,6 @@ def _copy_of(process: int) -> int:
         return os.dup(process) if process >= 0 else -1
     except OSError:  # No descriptors are left: nobody will know whether the process is dead.
         return -1
-
-
-def _has_ended(process: int) -> bool:
-    """Whether the process of a pidfd has."""
-    poll = select.poll()  # Not select(), which takes no descriptor beyond 1023.
-    poll.register(process, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _offset(entry: tuple[int, Extent]) -> int:

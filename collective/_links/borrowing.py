@@ -47,7 +47,7 @@ class Borrower:
     :param look: take the descriptors that have come over the socket.
     """
 
-    def __init__(self, urge: Callable[[bytes], None], look: Callable[[], None]) -> None:
+    def __init__(self, urge: Callable[[bytes], None], look: Callable[[], object]) -> None:
         self._urge = urge
         self._look = look
         self._loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ import numpy as np
 from collective._core.offload import LONG, offload
 from collective._links import mapping
 from collective._links.arena import DYING_SECONDS, arena
-from collective._links.wire import FORGET, REFERENCE, SHOWN, WireError, frame_head
+from collective._links.wire import FORGET, REFERENCE, SHOW, SHOWN, WireError, frame_head
 from collective.abc import LARGE
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Lender:
             return True
         if len(self._shown) + len(self._leaving) >= MOST_SEGMENTS:
             return False
-        record = SHOWN.pack(segment.number, segment.nbytes)
+        record = SHOWN.pack(SHOW, segment.number, segment.nbytes)
         try:
             count = socket.send_fds(self._sock, [record], [segment.file.descriptor])
         except OSError:  # It does not read, or has ended, which is told elsewhere: its frames go without.

@@ -1,46 +1,23 @@
-"""Memory files, and their mappings, which are made by hand.
-
-Python's mmap keeps a descriptor of its own, which a forked child could not close, and a child that holds it keeps the
-memory. A mapping made here is an array; it is unmapped when the last array of it goes.
-"""
+"""Memory files, and their mappings as arrays: unmapped when the last array goes, and nothing of a forked child's."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
 import weakref
-from enum import Enum
 from typing import Final
 
 import numpy as np
 
-from collective._links import forks, memfd
+from collective._links import forks, memfd, pages
+from collective._links.pages import PAGE, Access, round_up
 
-PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+__all__ = ["PAGE", "Access", "MemoryFile", "Pages", "create", "forbid_writing", "map_memory", "round_up"]
+
 _SEAL_FUTURE_WRITE: Final = 0x10
 """No new mapping can write to the file (Linux 5.1; fcntl.h). Those that there are can."""
-
-_PROT_READ, _PROT_WRITE = 1, 2
-_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
-_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
-_FAILED: Final = ctypes.c_void_p(-1).value
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_libc.mremap.restype = ctypes.c_void_p
-_libc.mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
-
-
-class Access(Enum):
-    """What a mapping is for: its protection and its kind."""
-
-    WRITE = (_PROT_READ | _PROT_WRITE, _MAP_SHARED)
-    READ = (_PROT_READ, _MAP_SHARED)
-    PRIVATE = (_PROT_READ | _PROT_WRITE, _MAP_PRIVATE)
-    """To read and write; a write copies its page for the writer alone."""
 
 
 class Pages:
@@ -66,17 +43,14 @@ class Pages:
 
     def drop(self) -> None:
         """In a forked child: put private memory in the mapping's place, with a copy of what is to be kept."""
-        copies = []
-        for start, stop in self._ranges():
-            copy = _mmap(None, stop - start, Access.PRIVATE.value[0], _MAP_PRIVATE | _MAP_ANONYMOUS, -1, 0)
-            if copy is None:
-                return  # No memory for that: better the parent's memory, and right contents, than zeros.
-            ctypes.memmove(copy, self.address + start, stop - start)
-            copies.append((copy, start, stop - start))
-        flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_FIXED
-        _mmap(self.address, self.nbytes, Access.PRIVATE.value[0], flags, -1, 0)
-        for copy, start, nbytes in copies:
-            _libc.mremap(copy, nbytes, nbytes, _MREMAP_MAYMOVE | _MREMAP_FIXED, self.address + start)
+        with contextlib.suppress(OSError):  # No memory: better the parent's memory, and right contents, than zeros.
+            kept = [
+                (pages.copy_aside(self.address + start, stop - start), start, stop - start)
+                for start, stop in self._ranges()
+            ]
+            pages.clear(self.address, self.nbytes)
+            for copy, start, nbytes in kept:
+                pages.move(copy, nbytes, self.address + start)
 
     def _ranges(self) -> list[tuple[int, int]]:
         """Return what is kept, in whole pages, without overlaps."""
@@ -157,33 +131,18 @@ def map_memory(
     descriptor: int, nbytes: int, access: Access, *, start: int = 0, holding: object = None
 ) -> tuple[np.ndarray, Pages]:
     """Map a file, as `MemoryFile.map` does; the descriptor may be closed then. Raises: OSError."""
-    protection, flags = access.value
-    address = _mmap(None, nbytes, protection, flags, descriptor, start)
-    if address is None:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+    address = pages.map_file(descriptor, nbytes, access, start=start)
     owner = (ctypes.c_uint8 * nbytes).from_address(address)
-    pages = Pages(address, nbytes)
-    forks.hold(pages)
+    where = Pages(address, nbytes)
+    forks.hold(where)
     # Not at exit: a daemon thread may still be at work there.
-    weakref.finalize(owner, _unmap, pages, holding).atexit = False
+    weakref.finalize(owner, _unmap, where, holding).atexit = False
     array = np.ctypeslib.as_array(owner)
     if access is Access.READ:
         array.flags.writeable = False
-    return array, pages
+    return array, where
 
 
-def round_up(nbytes: int) -> int:
-    """Round up to whole pages."""
-    return -(-nbytes // PAGE) * PAGE
-
-
-def _unmap(pages: Pages, holding: object) -> None:
-    forks.release(pages)
-    _libc.munmap(pages.address, pages.nbytes)
-
-
-def _mmap(address: int | None, nbytes: int, protection: int, flags: int, descriptor: int, start: int) -> int | None:
-    """Return where it was mapped, or None."""
-    mapped: int | None = _libc.mmap(address, nbytes, protection, flags, descriptor, start)
-    return None if mapped == _FAILED else mapped
+def _unmap(where: Pages, holding: object) -> None:
+    forks.release(where)
+    pages.unmap(where.address, where.nbytes)

@@ -1,13 +1,16 @@
-"""The memory and the eventfds that the two ends of a shared-memory link have in common; how they are handed over."""
+"""The memory that the two ends of a shared-memory link have in common, and how it is handed over."""
 
 from __future__ import annotations
 
-import mmap
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from collective._links import memfd
+from collective._links import memfd, pages
+from collective._links.rights import close_all
 from collective._links.ring import HEADER, RingReader, RingWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CAPACITY: Final = 512 << 10
 """Bytes of the ring of each direction: a few of the largest frames, and still in the processor's cache."""
@@ -18,24 +21,17 @@ SIZE: Final = HEADER + 2 * _RING
 
 
 class Region:
-    """One end's mapping. The first ring is what the dialer writes; of the eventfds the first is the dialer's."""
+    """One end's mapping. The first ring is what the dialer writes.
 
-    def __init__(self, memory: int, eventfds: tuple[int, int], *, dialed: bool) -> None:
-        """Map the memory; takes over all three descriptors. Raises: OSError; the descriptors are closed then."""
-        self._eventfds = eventfds
-        self.wake = eventfds[0 if dialed else 1]
-        """The eventfd on which this end is woken."""
-        try:
-            self._map = mmap.mmap(memory, SIZE)
-        except BaseException:
-            close_all((memory, *eventfds))
-            raise
-        os.close(memory)  # The map keeps a descriptor of its own.
-        self._memory = memoryview(self._map)
-        rings = [self._memory[start : start + _RING] for start in (HEADER, HEADER + _RING)]
-        other = eventfds[1 if dialed else 0]
-        self.writer = RingWriter(rings[0 if dialed else 1], other)
-        self.reader = RingReader(rings[1 if dialed else 0], other)
+    :param memory: the mapping, which is released with this object.
+    :param wake: wakes the other end, which sleeps.
+    """
+
+    def __init__(self, memory: memoryview, wake: Callable[[], None], *, dialed: bool) -> None:
+        self._memory = memory
+        rings = [memory[start : start + _RING] for start in (HEADER, HEADER + _RING)]
+        self.writer = RingWriter(rings[0 if dialed else 1], wake)
+        self.reader = RingReader(rings[1 if dialed else 0], wake)
         for ring in rings:
             ring.release()
 
@@ -45,70 +41,37 @@ class Region:
         return bytes(self._memory[:NONCE])
 
     def close(self) -> None:
-        """Unmap the memory and close the descriptors. Idempotent."""
-        eventfds, self._eventfds = self._eventfds, (-1, -1)
-        if eventfds[0] < 0:
-            return
-        close_all(eventfds)
+        """Unmap the memory, or where somebody copies a piece of it just now, let him be the last. Idempotent."""
         self.writer.release()
         self.reader.release()
         self._memory.release()
-        self._map.close()
-
-    def drop(self) -> None:
-        """Do the same in a forked child, which may have been forked while a piece of the memory was being copied."""
-        try:
-            self.close()
-        except BufferError:
-            return  # Then the last who looks at it unmaps it.
 
 
-def create() -> tuple[Region, list[int]]:
-    """Return the dialer's end, and the descriptors to send, which the caller closes.
+def create(wake: Callable[[], None]) -> tuple[Region, int]:
+    """Return the dialer's end, and the descriptor to send, which the caller closes.
 
     Raises:
-        OSError: this kernel or sandbox has no memfds or eventfds, or there are no descriptors left.
+        OSError: this kernel or sandbox has no memfds, or there are no descriptors or no memory left.
     """
-    made: list[int] = []
+    descriptor = memfd.create("gangline", SIZE, contents=os.urandom(NONCE))
     try:
-        made.append(memfd.create("gangline", SIZE, contents=os.urandom(NONCE)))
-        made += [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2)]
-        own: list[int] = []
-        try:
-            for descriptor in made:
-                own.append(os.dup(descriptor))  # noqa: PERF401  # Those made before one that fails have to be closed.
-        except BaseException:
-            close_all(own)
-            raise
-        return Region(own[0], (own[1], own[2]), dialed=True), made
+        return Region(pages.memory_of(descriptor, SIZE), wake, dialed=True), descriptor
     except BaseException:
-        close_all(made)
+        os.close(descriptor)
         raise
 
 
-def adopt(descriptors: list[int]) -> Region:
+def adopt(descriptors: list[int], wake: Callable[[], None]) -> Region:
     """Return the acceptor's end; takes over the descriptors that the dialer sent.
 
     Raises:
         OSError: they are not what `create` makes, or cannot be mapped.
     """
     try:
-        if len(descriptors) != 3:
-            raise OSError(f"{len(descriptors)} descriptors came, not 3")
-        memory, *eventfds = descriptors
-        if not memfd.is_sealed(memory, SIZE):
+        if len(descriptors) != 1:
+            raise OSError(f"{len(descriptors)} descriptors came, not 1")
+        if not memfd.is_sealed(descriptors[0], SIZE):
             raise OSError("the memory is of another size, or not sealed")
-        for eventfd in eventfds:
-            if os.readlink(f"/proc/self/fd/{eventfd}") != "anon_inode:[eventfd]":
-                raise OSError("no eventfd")
-            os.set_blocking(eventfd, False)
-    except BaseException:
+        return Region(pages.memory_of(descriptors[0], SIZE), wake, dialed=False)
+    finally:
         close_all(descriptors)
-        raise
-    return Region(memory, (eventfds[0], eventfds[1]), dialed=False)
-
-
-def close_all(descriptors: list[int] | tuple[int, ...]) -> None:
-    """Close descriptors."""
-    for descriptor in descriptors:
-        os.close(descriptor)

@@ -16,7 +16,6 @@ before it is checked.
 
 from __future__ import annotations
 
-import os
 import platform
 import threading
 from typing import TYPE_CHECKING, Final
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from collective._links.wire import WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from collective._links.wire import Piece
 
@@ -57,17 +56,11 @@ def fence() -> None:
 class _Side:
     """What writer and reader share."""
 
-    def __init__(self, memory: memoryview, wake: int) -> None:
+    def __init__(self, memory: memoryview, wake: Callable[[], None]) -> None:
         self._words = memory[:HEADER].cast("Q")
         self._data = memory[HEADER:]
         self.capacity = len(self._data)
-        self._wake_descriptor = wake
-
-    def _wake(self) -> None:
-        try:
-            os.eventfd_write(self._wake_descriptor, 1)
-        except BlockingIOError:
-            return  # Its count is full: it is awake already, or will be.
+        self._wake = wake
 
     def release(self) -> None:
         """Let go of the memory. Idempotent."""
@@ -76,9 +69,9 @@ class _Side:
 
 
 class RingWriter(_Side):
-    """The writing side. `wake` is the reader's eventfd."""
+    """The writing side. `wake` wakes the reader."""
 
-    def __init__(self, memory: memoryview, wake: int) -> None:
+    def __init__(self, memory: memoryview, wake: Callable[[], None]) -> None:
         super().__init__(memory, wake)
         self._tail = 0
         self._head = 0
@@ -155,9 +148,9 @@ class RingWriter(_Side):
 
 
 class RingReader(_Side):
-    """The reading side. `wake` is the writer's eventfd."""
+    """The reading side. `wake` wakes the writer."""
 
-    def __init__(self, memory: memoryview, wake: int) -> None:
+    def __init__(self, memory: memoryview, wake: Callable[[], None]) -> None:
         super().__init__(memory, wake)
         self._head = 0
 

@@ -6,18 +6,21 @@ is sent there before the frame that first refers to it, so that who reads such a
 
 from __future__ import annotations
 
-import os
-import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from collective._links.wire import SHOWN, WireError
+from collective._links import rights
+from collective._links.wire import SHOW, SHOWN, WAKE, WireError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from collective._links.borrowing import Borrower
     from collective._links.lending import Lender, Loan
     from collective._links.wire import Piece, Reference
+
+_ROOM: Final = 256
+"""Bytes that one read takes at most: some records, and every call to wake since the last."""
 
 
 class Sharing:
@@ -78,25 +81,25 @@ class Sharing:
             raise WireError("a segment was forgotten, and none was shown")
         self._lender.forgot(number)
 
-    def look(self) -> None:
-        """Take what has come over the socket. Raises: WireError."""
+    def look(self) -> bool:
+        """Take what has come over the socket. Return whether the other end rang. Raises: WireError."""
+        rang = False
         while True:
             try:
-                data, descriptors, _, _ = socket.recv_fds(
-                    self._sock, SHOWN.size - len(self._came), 1, socket.MSG_CMSG_CLOEXEC
-                )
+                data, descriptors = rights.receive(self._sock, _ROOM, 1)
             except (BlockingIOError, InterruptedError):
-                return
+                return rang
             except OSError as error:
                 self._ended(error.strerror or type(error).__name__)
-                return
-            self._descriptors += descriptors
-            self._came += data
+                return rang
             if not data:
                 self._ended("connection ended")
-                return
-            if len(self._came) == SHOWN.size:
-                self._take_record()
+                return rang
+            self._descriptors += descriptors
+            self._came += data
+            rang |= self._take_records()
+            if len(data) < _ROOM and not data.strip(WAKE):  # A descriptor ends a read, though more may have come.
+                return rang
 
     def close(self, process: int, *, dead: bool) -> None:
         """The link has ended; see `Lender.close`."""
@@ -112,12 +115,30 @@ class Sharing:
         if self._borrower is not None:
             self._borrower.drop()
 
-    def _take_record(self) -> None:
-        number, nbytes = SHOWN.unpack(self._came)
-        descriptors, self._descriptors, self._came = self._descriptors, [], b""
+    def _take_records(self) -> bool:
+        """Take what is complete. Return whether the other end rang."""
+        rang = False
+        while self._came:
+            kind = self._came[:1]
+            if kind == WAKE:
+                self._came = self._came.lstrip(WAKE)
+                rang = True
+            elif kind != SHOW:
+                raise WireError(f"{kind!r} on the socket, which is neither a call to wake nor a segment")
+            elif len(self._came) < SHOWN.size:
+                break
+            else:
+                _, number, nbytes = SHOWN.unpack_from(self._came)
+                self._came = self._came[SHOWN.size :]
+                self._take_segment(number, nbytes)
+        if len(self._descriptors) > bool(self._came):
+            raise WireError(f"{len(self._descriptors)} descriptors beside what is no whole segment")
+        return rang
+
+    def _take_segment(self, number: int, nbytes: int) -> None:
+        descriptors, self._descriptors = self._descriptors, []
         if len(descriptors) != 1:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            rights.close_all(descriptors)
             raise WireError(f"segment {number} came with {len(descriptors)} descriptors")
         self._borrowing().adopt(number, nbytes, descriptors[0])
 
@@ -137,5 +158,4 @@ class Sharing:
 
     def _close_descriptors(self) -> None:
         descriptors, self._descriptors = self._descriptors, []
-        for descriptor in descriptors:
-            os.close(descriptor)
+        rights.close_all(descriptors)

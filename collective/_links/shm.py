@@ -47,7 +47,6 @@ class ShmCarrier(SwitchingCarrier):
     def _use(self, region: Region) -> None:
         self._poller = join(self._loop)
         self._loop.add_reader(self._descriptor, self._socket_readable)
-        self._loop.add_reader(region.wake, self._woken)
         self._poller.wake(self)
 
     # Writing.
@@ -206,26 +205,24 @@ class ShmCarrier(SwitchingCarrier):
         self._region.writer.say_awake()
 
     def _woken(self) -> None:
-        assert self._region is not None
         self.outlook.woken()
-        try:
-            os.eventfd_read(self._region.wake)
-        except BlockingIOError:
-            return  # Read in another turn, in which the rings were looked at as well.
         try:
             self.poll()
         finally:
             if not self.awake and not self._closed:
                 self._poller.served(self)
 
-    # Death.
+    # The socket, and death.
 
     def _socket_readable(self) -> None:
         assert self.sharing is not None
         try:
-            self.sharing.look()
+            rang = self.sharing.look()
         except WireError as error:
             self._ended(f"it does not speak this protocol ({error})")
+            return
+        if rang and not self._closed:
+            self._woken()
 
     def _socket_ended(self, cause: str) -> None:
         self._die(cause)

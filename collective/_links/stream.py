@@ -8,7 +8,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from collective._links import forks
+from collective._links import forks, processes
 from collective._links.carrier import Carrier, FrameSource
 from collective._links.options import tune, unanswered
 from collective.errors import LinkBroken
@@ -37,7 +37,7 @@ class StreamCarrier(Carrier):
         self._parked_owner: Written | None = None
         self._writing = False
         self._unwritable = ""
-        self._process = -1
+        self._process: processes.Watch | None = None
         self._process_dead = False
         self._watch: asyncio.TimerHandle | None = None
         self._closed = False
@@ -204,13 +204,11 @@ class StreamCarrier(Carrier):
         if pid <= 0 or pid == os.getpid():
             return  # Zero: in a process namespace that is not visible from here.
         try:
-            self._process = os.pidfd_open(pid)
+            self._process = processes.watch(pid, self._loop, self._process_died)
         except ProcessLookupError:
             self._loop.call_soon(self._process_died)
         except OSError:
-            return  # A kernel or sandbox without pidfds: the socket's end has to do.
-        else:
-            self._loop.add_reader(self._process, self._process_died)
+            return  # A kernel or sandbox without pidfds, or no descriptors left: the socket's end has to do.
 
     def _peer_pid(self) -> int:
         """Return the process at the other end of a unix socket, 0 where it is not visible from here."""
@@ -224,11 +222,8 @@ class StreamCarrier(Carrier):
             self._readable()
 
     def _close_process(self) -> None:
-        if self._process >= 0:
-            if not self._loop.is_closed():
-                self._loop.remove_reader(self._process)
-            os.close(self._process)
-            self._process = -1
+        if self._process is not None:
+            self._process.close()
 
     # The end.
 
@@ -256,9 +251,6 @@ class StreamCarrier(Carrier):
         """Close the descriptors in a forked child."""
         self._closed = True
         os.close(self._sock.detach())
-        if self._process >= 0:
-            os.close(self._process)
-            self._process = -1
 
 
 def rest_of(pieces: list[Piece], count: int) -> list[Piece]:

@@ -7,15 +7,17 @@ link goes on over the socket, and its kind is "unix".
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import struct
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from collective._links import region, ring
+from collective._links import region, rights, ring
 from collective._links.sharing import Sharing
 from collective._links.stream import StreamCarrier, cause_of
-from collective._links.wire import WireError
+from collective._links.wire import WAKE, WireError
 
 if TYPE_CHECKING:
     from collective._links.carrier import FrameSource
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 _OFFER = struct.Struct("<8sQ")
 _ANSWER = struct.Struct(f"<8sQ{region.NONCE}s")
-_MAGIC = b"gangshm\1"
+_MAGIC = b"gangshm\2"
 _NONE = bytes(region.NONCE)
 
 
@@ -59,30 +61,38 @@ class SwitchingCarrier(StreamCarrier):
         self._watch_process()
 
     def _offer(self) -> None:
-        descriptors: list[int] = []
+        if not ring.usable():
+            self._offer_nothing()
+            return
+        memory = -1
         try:
-            if ring.usable():
-                self._region, descriptors = region.create()
-            offer = _OFFER.pack(_MAGIC, region.SIZE if descriptors else 0)
-            socket.send_fds(self._sock, [offer], descriptors)
-        except OSError as error:
-            self._offer_nothing(error)
+            self._region, memory = region.create(self._wake)
+            socket.send_fds(self._sock, [_OFFER.pack(_MAGIC, region.SIZE)], [memory])
+        except OSError:
+            self._offer_nothing()
         finally:
-            region.close_all(descriptors)
+            if memory >= 0:
+                os.close(memory)
 
-    def _offer_nothing(self, error: OSError) -> None:
-        """Propose to stay with the socket, where memory could not be made, or its descriptors not be sent."""
+    def _offer_nothing(self) -> None:
+        """Propose to stay with the socket, where memory could not be made, or its descriptor not be sent."""
         self._drop_region()
         try:
             self._sock.send(_OFFER.pack(_MAGIC, 0))
-        except OSError:
+        except OSError as error:
             self._loop.call_soon(self._ended, cause_of(error))
+
+    def _wake(self) -> None:
+        """Wake the other end: a byte on the socket, which costs no descriptor as an eventfd would."""
+        # Full: it has not read the last ones, and will wake. Ended: the socket tells of that itself.
+        with contextlib.suppress(OSError):
+            self._sock.send(WAKE)
 
     def _negotiate(self) -> None:
         """Take the offer, or the answer to it, as much of it as has come."""
         wanted = (_ANSWER if self._dialed else _OFFER).size - len(self._came)
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._sock, wanted, 3, socket.MSG_CMSG_CLOEXEC)
+            data, descriptors = rights.receive(self._sock, wanted, 1)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -106,12 +116,12 @@ class SwitchingCarrier(StreamCarrier):
         nonce = _NONE
         if size == region.SIZE and ring.usable():
             try:
-                self._region = region.adopt(descriptors)
+                self._region = region.adopt(descriptors, self._wake)
                 nonce = self._region.nonce
             except OSError:
                 nonce = _NONE  # The answer says so, and both ends stay with the socket.
         else:
-            region.close_all(descriptors)
+            rights.close_all(descriptors)
         try:
             self._sock.send(_ANSWER.pack(_MAGIC, size, nonce))
         except OSError as error:
@@ -149,7 +159,8 @@ class SwitchingCarrier(StreamCarrier):
         if self._closed:
             return
         if self.sharing is not None:
-            self.sharing.close(self._process, dead=self._peer_dead)
+            process = self._process.descriptor if self._process is not None else -1
+            self.sharing.close(process, dead=self._peer_dead)
         self._drop_region()
         self._drop_descriptors()
         super().close()
@@ -160,15 +171,13 @@ class SwitchingCarrier(StreamCarrier):
         if self.sharing is not None:
             self.sharing.drop()
         if self._region is not None:
-            self._region.drop()
+            self._region.close()
 
     def _drop_descriptors(self) -> None:
-        region.close_all(self._came_descriptors)
+        rights.close_all(self._came_descriptors)
         self._came_descriptors = []
 
     def _drop_region(self) -> None:
         there, self._region = self._region, None
         if there is not None:
-            if self._switched and not self._loop.is_closed():
-                self._loop.remove_reader(there.wake)
             there.close()

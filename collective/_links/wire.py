@@ -30,8 +30,11 @@ TOTAL = struct.Struct("<Q")
 MAGIC = 0x6C67
 
 REFERENCE = struct.Struct("<IIQQQ")
-SHOWN = struct.Struct("<QQ")
-"""What goes over the socket with a segment's descriptor: its number and its size."""
+WAKE = b"w"
+"""What goes over the socket of a link to wake the other end, which sleeps."""
+SHOWN = struct.Struct("<cQQ")
+"""What goes there with a segment's descriptor: SHOW, its number and its size."""
+SHOW = b"s"
 
 OPEN, MESSAGE, POST, START, DATA, CREDIT, GRANT, WITHDRAW, CLOSE, BYE, LEND, RELEASE, FORGET, FORGOT = range(
     1, 15

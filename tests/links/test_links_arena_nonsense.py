@@ -77,7 +77,7 @@ def test_a_wrong_descriptor_ends_its_link_and_nothing_else(what: str) -> None:
     def show(both: Pair) -> None:
         number = 0 if what == "a number twice" else 5
         made = descriptor(what)
-        socket.send_fds(carrier(both)._sock, [w.SHOWN.pack(number, MIB)], made)
+        socket.send_fds(carrier(both)._sock, [w.SHOWN.pack(w.SHOW, number, MIB)], made)
         for each in made:
             os.close(each)
 
@@ -101,3 +101,15 @@ async def end_of_a_link(spoil: Callable[[Pair], None]) -> None:
         assert len(os.listdir("/proc/self/fd")) < descriptors
         assert bytes(held) == b"h" * MIB
         assert bytes((await pass_on(*beside, b"x" * MIB)).buffers[0]) == b"x" * MIB
+
+
+@pytest.mark.parametrize(("said", "which"), [(b"x", "no kind"), (w.WAKE, "no record"), (w.SHOW, "half a record")])
+def test_nonsense_on_the_socket_ends_its_link_and_nothing_else(said: bytes, which: str) -> None:
+    def say(both: Pair) -> None:
+        made = descriptor("sealed") if which != "no kind" else []
+        for _ in range(2):
+            socket.send_fds(carrier(both)._sock, [said], made)
+        for each in made:
+            os.close(each)
+
+    run(lambda: end_of_a_link(say))

@@ -8,29 +8,26 @@ import random
 import select
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 
-from collective._links import region, ring
+from collective._links import region, rights, ring
 from collective._links.ring import HEADER, RingReader, RingWriter
 from collective._links.wire import WireError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CAPACITY = 4096
 RACES = 1_000_000
 
 
 @pytest.fixture
-def sides() -> Iterator[tuple[RingWriter, RingReader, memoryview]]:
+def sides() -> tuple[RingWriter, RingReader, memoryview]:
     """Both sides of a ring in one process, and its words."""
     memory = memoryview(mmap.mmap(-1, HEADER + CAPACITY))
-    wake = os.eventfd(0, os.EFD_NONBLOCK)
-    yield RingWriter(memory, wake), RingReader(memory, wake), memory[:HEADER].cast("Q")
-    os.close(wake)
+    woken = Mock()
+    return RingWriter(memory, woken), RingReader(memory, woken), memory[:HEADER].cast("Q")
 
 
 def read(reader: RingReader, most: int = CAPACITY) -> bytes:
@@ -87,34 +84,31 @@ def test_an_absurd_position_of_the_reader_is_an_error(
 
 def test_memory_that_could_shrink_is_not_taken() -> None:
     def offer() -> list[int]:
-        made = [os.memfd_create("test", os.MFD_ALLOW_SEALING), os.eventfd(0), os.eventfd(0)]
-        os.ftruncate(made[0], region.SIZE)
-        return made
+        made = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+        os.ftruncate(made, region.SIZE)
+        return [made]
 
     with pytest.raises(OSError, match="not sealed"):
-        region.adopt(offer())
-    end, descriptors = region.create()
-    os.close(descriptors.pop())
+        region.adopt(offer(), Mock())
+    with pytest.raises(OSError, match="not sealed"):
+        region.adopt([os.open("/dev/null", os.O_RDWR)], Mock())
+    with pytest.raises(OSError, match="0 descriptors"):
+        region.adopt([], Mock())
     with pytest.raises(OSError, match="2 descriptors"):
-        region.adopt(descriptors)
-    end.close()
-    end, descriptors = region.create()
-    os.close(descriptors[1])
-    descriptors[1] = os.open("/dev/null", os.O_RDWR)
-    with pytest.raises(OSError, match="no eventfd"):
-        region.adopt(descriptors)
-    end.close()
+        region.adopt(offer() + offer(), Mock())
 
 
-def play(end: region.Region, seed: int, *, first: bool) -> bool:
+def play(end: region.Region, own: int, seed: int, *, first: bool) -> bool:
     """Send a byte to and fro, going to sleep at every turn, until RACES of both ends; return whether all were woken.
 
     Before it says that it sleeps it lingers for a moment of random length, so that saying so and the other's publishing
     fall together in every way. Then it looks on for a while, only so as to be quick again: the wake-up has to come.
+
+    :param own: the eventfd on which this end is woken.
     """
     writer, reader = end.writer, end.reader
     awaited = select.poll()
-    awaited.register(end.wake, select.POLLIN)
+    awaited.register(own, select.POLLIN)
     target = [memoryview(bytearray(64))]
     dice = random.Random(seed)
     lingers = [dice.randrange(30) for _ in range(1009)]
@@ -133,7 +127,7 @@ def play(end: region.Region, seed: int, *, first: bool) -> bool:
                     break
             if not awaited.poll(10_000):
                 return False
-            os.eventfd_read(end.wake)  # It may be an old one, for what was found by looking.
+            os.eventfd_read(own)  # It may be an old one, for what was found by looking.
             if not reader.moved():
                 reader.say_asleep()
                 ring.fence()
@@ -147,21 +141,25 @@ def play(end: region.Region, seed: int, *, first: bool) -> bool:
 
 @pytest.mark.skipif(not ring.usable(), reason="rings need the store order of x86")
 def test_a_million_sleep_races_lose_no_wake_up() -> None:
-    end, descriptors = region.create()
+    own, others = (os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2))
+    end, memory = region.create(partial(os.eventfd_write, others, 1))
+    passed = [memory, others, own]
     other = subprocess.Popen(
-        [sys.executable, __file__, *map(str, descriptors)],
-        pass_fds=descriptors,
+        [sys.executable, __file__, *map(str, passed)],
+        pass_fds=passed,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
-    region.close_all(descriptors)
     try:
-        assert play(end, 2, first=True)
+        assert play(end, own, 2, first=True)
         assert other.wait(10) == 0
     finally:
         other.kill()
         other.wait()
         end.close()
+        rights.close_all(passed)
 
 
 if __name__ == "__main__":
-    sys.exit(play(region.adopt([int(descriptor) for descriptor in sys.argv[1:]]), 1, first=False) is False)
+    memory, own, others = map(int, sys.argv[1:])
+    end = region.adopt([memory], partial(os.eventfd_write, others, 1))
+    sys.exit(play(end, own, 1, first=False) is False)

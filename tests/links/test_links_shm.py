@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from link_harness import KEY, Pair, channel_between, endpoint, pair, run, until
 
-from collective._links import poller, region, ring
+from collective._links import pages, poller, region, rights, ring
 from collective.errors import LinkBroken
 from collective.links import open_endpoint
 
@@ -43,13 +43,13 @@ def refuse(*_: object) -> None:
     raise OSError("not here")
 
 
-@pytest.mark.parametrize("failing", [(region, "create"), (region, "adopt"), (os, "memfd_create"), (os, "eventfd")])
+@pytest.mark.parametrize("failing", [(region, "create"), (region, "adopt"), (os, "memfd_create"), (pages, "map_file")])
 def test_where_memory_cannot_be_shared_the_socket_carries_the_link(
     failing: tuple[object, str], monkeypatch: pytest.MonkeyPatch, loop: str
 ) -> None:
     def fail(descriptors: list[int] | object = None, *_: object) -> None:
         if isinstance(descriptors, list):
-            region.close_all(descriptors)
+            rights.close_all(descriptors)
         refuse()
 
     monkeypatch.setattr(*failing, fail)
@@ -71,12 +71,11 @@ def test_on_other_processors_the_socket_carries_the_link(monkeypatch: pytest.Mon
 
 
 def test_an_acceptor_that_sees_other_memory_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def adopt_another(descriptors: list[int]) -> region.Region:
-        region.close_all(descriptors)
-        own, others = region.create()
-        own.close()
-        end = region.Region(others[0], (others[1], others[2]), dialed=False)
-        return end
+    def adopt_another(descriptors: list[int], wake: Callable[[], None]) -> region.Region:
+        rights.close_all(descriptors)
+        another, memory = region.create(wake)
+        os.close(memory)
+        return another
 
     monkeypatch.setattr(region, "adopt", adopt_another)
 
@@ -102,7 +101,7 @@ def test_an_absurd_position_ends_its_link_and_nothing_else(
             there = carrier(both)._region
             assert there is not None
             await until(lambda: not carrier(both).awake)
-            asyncio.get_running_loop().remove_reader(there.wake)  # It shall not set right what is set wrong now.
+            asyncio.get_running_loop().remove_reader(carrier(both)._descriptor)  # Set wrong now, and not right again.
             # Either is what the other end believes of this one: how far it has written, and how far it has read.
             half = there.writer if word == ring._TAIL else there.reader
             half._words[word] = 1 << 40
@@ -132,7 +131,7 @@ def test_a_quiet_link_lets_the_loop_sleep(loop: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Of threads that other tests have left.
-def test_a_forked_child_has_neither_memory_nor_eventfds_of_links(small_arena: Callable[[int], object]) -> None:
+def test_a_forked_child_has_no_memory_of_links(small_arena: Callable[[int], object]) -> None:
     def shared() -> set[str]:
         with open("/proc/self/maps") as maps:
             found = {line for line in maps if "memfd:gangline" in line}
@@ -141,7 +140,7 @@ def test_a_forked_child_has_neither_memory_nor_eventfds_of_links(small_arena: Ca
                 target = os.readlink(f"/proc/self/fd/{descriptor}")
             except FileNotFoundError:
                 continue  # The descriptor of this very listing.
-            if "memfd:gangline" in target or "[eventfd]" in target:
+            if "memfd:gangline" in target:
                 found.add(f"{descriptor} {target}")
         return found
 
@@ -150,8 +149,8 @@ def test_a_forked_child_has_neither_memory_nor_eventfds_of_links(small_arena: Ca
         before = shared()
         async with pair("shm") as both:
             await talk(both)
-            # Each end: a map of the rings, its descriptor, two eventfds; a map of the arena, and its descriptor.
-            assert len(shared() - before) == 2 * (1 + 1 + 2 + 1 + 1)
+            # Each end: a map of the rings; a map of the arena, and its descriptor.
+            assert len(shared() - before) == 2 * (1 + 1 + 1)
             reader, writer = os.pipe()
             child = os.fork()
             if child == 0:
