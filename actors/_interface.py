@@ -171,7 +171,7 @@ def _parameters(cls: type, name: str, raw: Any, function: Any) -> str:
     A wrapper's own: what it wraps may take others.
     """
     takes_self = isinstance(function, FunctionType) and isinstance(raw, FunctionType | functools.partialmethod)
-    known = staticmethod | classmethod | functools.partialmethod
+    known = (staticmethod, classmethod, functools.partialmethod)
     if not takes_self and hasattr(type(raw), "__get__") and not isinstance(raw, known):
         return _UNCHECKED  # a descriptor of somebody's own, or a method written in C
     try:
