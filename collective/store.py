@@ -170,8 +170,8 @@ class TensorStore:
             self._blocks.use(memory)
         parts = [memory.shown(part) for memory, part in zip(memories, parts, strict=True)]
         entry = self._books.add(spec, memories, parts)
-        hold = self._books.own.hold(entry.number, UNTOLD)
-        return TensorRef(self._where, entry.number, spec.summary, hold=hold)
+        hold = self._books.own.hold(entry.key, UNTOLD)
+        return TensorRef(self._where, entry.key, spec.summary, hold=hold)
 
     async def _draft(self, form: Any, blanks: Sequence[Blank]) -> Draft:
         """Return memory for tensors that stand in the places of a form, to be written and then put without a copy.
@@ -195,10 +195,10 @@ class TensorStore:
         Raises:
             ValueError: it is a ref of another store. RefLost: the entry is gone.
         """
-        where, number, _, keys = ref._record()
+        where, entry, _, keys = ref._record()
         if where.uid != self._where.uid:
             raise ValueError(f"{ref!r} is of another store than {self!r}")
-        data, found = self._books.own.find(number, keys, repr(ref))
+        data, found = self._books.own.find(entry, keys, repr(ref))
         spec = trees.Spec.loads(data)
         if isinstance(found, np.ndarray):
             return spec, [found]

@@ -265,7 +265,7 @@ class LinkEndpoint(Endpoint):
         mux = Mux(
             carrier,
             remote=endpoint,
-            credential=credential.name,
+            credential=credential,
             dialed=dialed,
             number=number,
             on_open=self._ports.opened,

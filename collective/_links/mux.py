@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collective._links.decoder import Sink
     from collective._links.sharing import Sharing
     from collective._links.wire import Start
+    from collective.types import Credential
 
 _CREDIT_DELAY = 0.002
 """Seconds after which credit goes home by itself, if no message has carried it."""
@@ -61,7 +62,7 @@ class Mux(Link):
         carrier: Carrier,
         *,
         remote: str,
-        credential: str,
+        credential: Credential,
         dialed: bool,
         number: bytes,
         on_open: Callable[[Mux, MuxChannel], None],

@@ -59,10 +59,11 @@ class Ports:
     def opened(self, mux: Mux, channel: MuxChannel) -> None:
         """Take a channel that the other end opened."""
         port = channel.port
-        _, prefixes = self._grants.get(mux.credential, (None, ()))
+        granted, prefixes = self._grants.get(mux.credential.name, (None, ()))
         handler = self._served.get(port)
-        if not port.startswith(prefixes):
-            channel.refuse(f"port {port!r} is not granted to credential {mux.credential!r}")
+        # Who was dialed with another key of that name has proved that other one.
+        if granted != mux.credential or not port.startswith(prefixes):
+            channel.refuse(f"port {port!r} is not granted to credential {mux.credential.name!r}")
         elif handler is not None:
             self._hand_over(channel, handler)
         elif port in self._unserved:

@@ -46,7 +46,7 @@ NAME: Final = "GANGLINE"
 LONGEST: Final = float(os.environ.get("RAY_rdt_fetch_fail_timeout_milliseconds", "60000")) / 1000
 """Seconds that Ray waits for a tensor: as long as for a tensor of its own transports, and set in the same way."""
 
-Record: TypeAlias = "tuple[Where, int, tuple[Any, ...], tuple[Any, ...]]"
+Record: TypeAlias = "tuple[Where, bytes, tuple[Any, ...], tuple[Any, ...]]"
 """What says which entry of which store, and which part of it."""
 
 
@@ -249,16 +249,16 @@ def _session() -> str:
 
 def _ref(record: Record, *, expires: float = inf, keeper: Any = None) -> TensorRef:
     """Return a ref that holds nothing before its first use."""
-    where, number, summary, keys = record
-    return TensorRef(where, number, Summary(*summary), keys=keys, expires=expires, keeper=keeper)
+    where, entry, summary, keys = record
+    return TensorRef(where, entry, Summary(*summary), keys=keys, expires=expires, keeper=keeper)
 
 
 def _read(record: Record) -> Any:
     """Return the tensor. Raises: RefLost: the entry is gone. TimeoutError: its owner does not answer."""
-    where, number, _, keys = record
+    where, entry, _, keys = record
     books = books_here(where.uid)
     if books is not None:  # whose loop may be what waits here
-        found = books.take(number, keys, repr(_ref(record)))
+        found = books.take(entry, keys, repr(_ref(record)))
         spec = Spec.loads(found.spec)
         for kind in {leaf.kind for leaf in spec.leaves}:
             tensors.load(kind)

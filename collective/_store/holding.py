@@ -6,7 +6,7 @@ ref until its last is gone here, whichever thread lets go of it.
 
 from __future__ import annotations
 
-from itertools import count
+import os
 from typing import TYPE_CHECKING, Any
 
 from collective._store.tie import Tie
@@ -61,7 +61,6 @@ class Holder:
         self.name = name_of(endpoint)
         self.pins: dict[int, Pin] = {}
         self._sources: dict[str, Source] = {}
-        self._numbers = count(1)
 
     def attach(self, source: Source) -> None:
         """Take the endpoint's own store."""
@@ -76,7 +75,8 @@ class Holder:
 
     def pin(self, hold: Hold, on_end: Callable[[Pin], None]) -> tuple[Pin, bytes]:
         """Count a ref that is sent; return the token that goes with it."""
-        number = next(self._numbers)
+        # Whoever knew it could end the pin, by telling the owner that the ref has arrived.
+        number = int.from_bytes(os.urandom(8))
         pin = self.pins[number] = Pin(hold, number, on_end)
         if hold.source.lost:  # Nobody would ever tell of its arrival.
             pin.end()

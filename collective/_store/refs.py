@@ -17,7 +17,7 @@ from collective._links import borrowing, loops
 from collective._store.holding import holder_of
 from collective._store.sources import UNTOLD
 from collective._store.trees import ALONE, Leaf, Spec, Summary, flatten
-from collective._store.wire import Where
+from collective._store.wire import LONGEST, Where
 from collective.errors import RefLost
 
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ class TensorRef(freight.Ref):
     __slots__ = (
         "__weakref__",
         "_content",
+        "_entry",
         "_expires",
         "_hold",
         "_keeper",
         "_keys",
-        "_number",
         "_shape",
         "_summary",
         "_where",
@@ -56,7 +56,7 @@ class TensorRef(freight.Ref):
     def __init__(
         self,
         where: Where,
-        number: int,
+        entry: bytes,
         summary: Summary,
         *,
         keys: tuple[Any, ...] = (),
@@ -68,7 +68,8 @@ class TensorRef(freight.Ref):
         if not _ray_knows and "ray" in sys.modules:
             _tell_ray()
         self._where = where
-        self._number = number
+        self._entry = entry
+        """The entry's key."""
         self._summary = summary
         self._keys = keys
         self._hold: Hold | None = hold
@@ -138,7 +139,7 @@ class TensorRef(freight.Ref):
         _select(shape, (key,))
         return TensorRef(
             self._where,
-            self._number,
+            self._entry,
             self._summary,
             keys=(*self._keys, key),
             hold=self._held(),
@@ -156,14 +157,14 @@ class TensorRef(freight.Ref):
         Unpickled, it is a ref as others are from the first use on, where that comes in time.
 
         Raises:
-            ValueError: `seconds` is not positive.
+            ValueError: `seconds` is not positive, or more than thirty years.
         """
-        if not seconds > 0:
-            raise ValueError(f"{self!r}.lease: seconds is {seconds!r}; it must be positive")
+        if not 0 < seconds <= LONGEST:
+            raise ValueError(f"{self!r}.lease: seconds is {seconds!r}; it must be positive, and at most {LONGEST:g}")
         hold = self._held()
-        hold.source.lease(self._number, seconds)
+        hold.source.lease(self._entry, seconds)
         return TensorRef(
-            self._where, self._number, self._summary, keys=self._keys, hold=hold, expires=time.time() + seconds
+            self._where, self._entry, self._summary, keys=self._keys, hold=hold, expires=time.time() + seconds
         )
 
     async def object_ref(self) -> Any:
@@ -195,13 +196,13 @@ class TensorRef(freight.Ref):
         return isinstance(other, TensorRef) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash((self._where.uid, self._number))
+        return hash((self._where.uid, self._entry))
 
     def __reduce__(self) -> tuple[object, ...]:
         if freight.is_leaving():
             self._held()
         elif self._expires is not None and 0 <= self._expires < math.inf:
-            return _from_lease, (self._where, self._number, self._summary, self._keys, self._expires)
+            return _from_lease, (self._where, self._entry, self._summary, self._keys, self._expires)
         return freight.reduce_ref(self)
 
     def __repr__(self) -> str:
@@ -209,7 +210,7 @@ class TensorRef(freight.Ref):
         return f"<TensorRef {what} of {self._where.owner}>"
 
     def _identity(self) -> tuple[object, ...]:
-        return self._where.uid, self._number, repr(self._keys)
+        return self._where.uid, self._entry, repr(self._keys)
 
     def _tensor(self, what: str) -> tuple[int, ...]:
         if self._shape is None:
@@ -223,7 +224,7 @@ class TensorRef(freight.Ref):
             if self._expires is None or self._expires < 0:
                 raise RefLost(repr(self), self._where.owner, "free() was called on this ref")
             source = holder_of(loops.loop_endpoint()).source(self._where)
-            hold = self._hold = source.hold(self._number, UNTOLD)
+            hold = self._hold = source.hold(self._entry, UNTOLD)
         return hold
 
     def _ship(self, on_end: Callable[[Pin], None], luggage: freight.Luggage) -> tuple[Pin, tuple[Any, ...]]:
@@ -232,27 +233,27 @@ class TensorRef(freight.Ref):
         pin, token = hold.source.holder.pin(hold, on_end)
         if pin.live:
             pin.keeper = self._keeper
-        _, number, summary, keys = self._record()
+        _, entry, summary, keys = self._record()
         content = None
         # From its owner alone: whoever else sends it may die before the owner has heard, and then it shall be lost.
-        if pin.live and not keys and (entry := hold.source.content(number)) is not None:
-            data, memory = entry
+        if pin.live and not keys and (found := hold.source.content(entry)) is not None:
+            data, memory = found
             parts = luggage.pack(memory)
             if parts is not None:
                 content = data, parts
-        return pin, (arrive, (self._where.packed, number, summary, keys, token, content))
+        return pin, (arrive, (self._where.packed, entry, summary, keys, token, content))
 
     def _again(self) -> TensorRef:
         """Return another ref of the same, which `free()` of this one leaves alone."""
-        return TensorRef(self._where, self._number, self._summary, keys=self._keys, hold=self._held())
+        return TensorRef(self._where, self._entry, self._summary, keys=self._keys, hold=self._held())
 
-    def _record(self) -> tuple[Where, int, tuple[Any, ...], tuple[Any, ...]]:
+    def _record(self) -> tuple[Where, bytes, tuple[Any, ...], tuple[Any, ...]]:
         """Return what says which entry it is, and which part of that."""
-        return self._where, self._number, tuple(self._summary), self._keys
+        return self._where, self._entry, tuple(self._summary), self._keys
 
     async def _confirm(self) -> Spec:
         """Return what it consists of, once the owner has counted it. Raises: RefLost."""
-        found = await self._source().fetch(self._number, None, repr(self))
+        found = await self._source().fetch(self._entry, None, repr(self))
         return Spec.loads(found.spec)
 
     def _source(self) -> Source:
@@ -274,7 +275,7 @@ class TensorRef(freight.Ref):
                 return spec, parts
             if (found := _cut(spec, parts, self._keys)) is not None:
                 return found
-        asked = await source.fetch(self._number, self._keys, repr(self))
+        asked = await source.fetch(self._entry, self._keys, repr(self))
         return Spec.loads(asked.spec), asked.parts
 
     async def _get(self) -> Any:
@@ -316,12 +317,12 @@ def _tell_ray() -> None:
 
 def arrive(record: tuple[Any, ...], endpoint: Endpoint, link: Link | None) -> TensorRef:
     """Take what a frame that came by a link says of a ref."""
-    packed, number, summary, keys, token, content = record
+    packed, entry, summary, keys, token, content = record
     where = Where.unpack(packed)
     summary = Summary(*summary)
     found, light = _unpack(content, link) if content is not None else (None, False)
-    hold = holder_of(endpoint).source(where).hold(number, token, at_ease=found is not None, light=light)
-    return TensorRef(where, number, summary, keys=keys, hold=hold, content=found)
+    hold = holder_of(endpoint).source(where).hold(entry, token, at_ease=found is not None, light=light)
+    return TensorRef(where, entry, summary, keys=keys, hold=hold, content=found)
 
 
 def _unpack(
@@ -381,5 +382,5 @@ def _fill(pairs: list[tuple[Any, np.ndarray]]) -> None:
         tensors.fill(target, source)
 
 
-def _from_lease(where: Where, number: int, summary: Summary, keys: tuple[Any, ...], expires: float) -> TensorRef:
-    return TensorRef(where, number, summary, keys=keys, expires=expires)
+def _from_lease(where: Where, entry: bytes, summary: Summary, keys: tuple[Any, ...], expires: float) -> TensorRef:
+    return TensorRef(where, entry, summary, keys=keys, expires=expires)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
+import logging
+import os
 import time
 import weakref
 from functools import cached_property
@@ -16,7 +17,7 @@ from collective._store import wire
 from collective._store.refs import select
 from collective._store.sources import UNTOLD, Found, Source, tables
 from collective._store.trees import ALONE, Leaf, Spec
-from collective._store.wire import HEAD, LENGTH, NOBODY, SECONDS, TOKEN, Where
+from collective._store.wire import HEAD, KEY, NOBODY, TOKEN, Malformed, Where
 from collective.abc import LARGE
 from collective.errors import LinkError, RefLost, WouldBlock
 from collective.types import EntryStatistics
@@ -29,21 +30,32 @@ if TYPE_CHECKING:
     from collective.abc import Channel, Message
 
 _MOST_UNTOLD = 4096
+_MOST_NAME = 256
+"""Characters by which a holder is known."""
+
+_logger = logging.getLogger("collective")
 
 
 class Entry:
-    """What one `put` has put."""
+    """What one `put` has put.
+
+    :ivar number: names it to people.
+    :ivar key: names it to holders, and opens it: nobody else can guess it.
+    """
 
     def __init__(
         self, number: int, spec: Spec, memories: Sequence[Memory], parts: Sequence[memoryview]
     ) -> None:
         self.number = number
+        self.key = os.urandom(KEY)
         self.spec = spec
         self.memories = tuple(memories)
         self.parts = list(parts)
         self.holders: dict[object, int] = {}
         """How often each session, and the owner itself, holds it."""
         self.leased_until = 0.0
+        self.lease: asyncio.TimerHandle | None = None
+        """Looks whether that time is over."""
         self.since = time.monotonic()
 
     @cached_property
@@ -71,43 +83,60 @@ class Books:
         self.holder = holder
         self.where = where
         self.loop = asyncio.get_running_loop()
-        self.entries: dict[int, Entry] = {}
+        self.entries: dict[bytes, Entry] = {}
+        """By their keys."""
         self.why_gone = "nobody held it any more, and its owner has freed it"
         self.own = OwnSource(self)
         holder.attach(self.own)
         self._blocks = blocks
         self._on_free = on_free
         self._numbers = 0
-        self._sessions: dict[bytes, Session] = {}
+        self._sessions: dict[bytes, list[Session]] = {}
+        """By what holders say that their endpoints are: nobody knows, and telling the wrong one does no harm."""
         self._untold: dict[tuple[bytes, int], None] = {}
         _here[where.uid] = self
 
     def add(self, spec: Spec, memories: Sequence[Memory], parts: Sequence[memoryview]) -> Entry:
         """Make an entry of parts of blocks."""
         self._numbers += 1
-        entry = self.entries[self._numbers] = Entry(self._numbers, spec, memories, parts)
+        entry = Entry(self._numbers, spec, memories, parts)
+        self.entries[entry.key] = entry
         return entry
 
     def serve(self, channel: Channel) -> None:
         """Take the channel of a holder."""
         session = Session(self, channel)
         key = channel.link.remote.encode()
-        self._sessions[key] = session
-        channel.subscribe(session.on_message, lambda _: self._end(key, session))
+        self._sessions.setdefault(key, []).append(session)
+        channel.subscribe(session.on_message, lambda _: self.end(session))
         for sender, number in [untold for untold in self._untold if untold[0] == key]:
             del self._untold[sender, number]
             session.tell(number)
 
-    def register(self, holder: object, kind: int, number: int, token: bytes | memoryview) -> None:
-        """Hear that a holder has got a ref."""
-        if kind == wire.HOLD and (entry := self.entries.get(number)) is not None:
-            entry.holders[holder] = entry.holders.get(holder, 0) + 1
-        if token != UNTOLD:
-            self._taken(*TOKEN.unpack(token))
+    def end(self, session: Session) -> None:
+        """A holder is gone, or is given up. Idempotent."""
+        key = session.channel.link.remote.encode()
+        sessions = self._sessions.get(key, [])
+        if session not in sessions:  # closed
+            return
+        sessions.remove(session)
+        if not sessions:
+            del self._sessions[key]
+        session.end()
+        for entry in list(self.entries.values()):
+            if entry.holders.pop(session, None) is not None:
+                self._look_at(entry)
 
-    def drop(self, holder: object, number: int) -> None:
+    def register(self, holder: object, kind: int, key: bytes, sender: bytes, number: int) -> None:
+        """Hear that a holder has got a ref, from whom, and the number of that one's pin."""
+        if kind == wire.HOLD and (entry := self.entries.get(key)) is not None:
+            entry.holders[holder] = entry.holders.get(holder, 0) + 1
+        if sender != NOBODY:
+            self._taken(sender, number)
+
+    def drop(self, holder: object, key: bytes) -> None:
         """Hear that a holder has let go of an entry."""
-        entry = self.entries.get(number)
+        entry = self.entries.get(key)
         if entry is None:
             return
         left = entry.holders.pop(holder, 1) - 1
@@ -115,19 +144,23 @@ class Books:
             entry.holders[holder] = left
         self._look_at(entry)
 
-    def lease(self, number: int, seconds: float) -> None:
+    def lease(self, key: bytes, seconds: float) -> None:
         """Keep an entry, whoever holds it."""
-        entry = self.entries.get(number)
+        entry = self.entries.get(key)
         if entry is not None:
             entry.leased_until = max(entry.leased_until, time.monotonic() + seconds)
-            # A moment later, lest the clocks differ.
-            self.loop.call_later(seconds + 0.01, self._look_at, entry)
+            if entry.lease is None:
+                self._await_end_of_lease(entry)
 
-    def find(self, number: int, keys: tuple[Any, ...] | None) -> tuple[bytes, list[memoryview] | np.ndarray] | None:
-        """Return an entry's description and memory, or what `keys` select of it: an array, perhaps not in order."""
-        entry = self.entries.get(number)
+    def find(self, key: bytes, keys: tuple[Any, ...] | None) -> tuple[bytes, list[memoryview] | np.ndarray] | None:
+        """Return an entry's description and memory, or what `keys` select of it: an array, perhaps not in order.
+
+        Raises:
+            IndexError, ValueError: there is no such part.
+        """
+        entry = self.entries.get(key)
         parts = entry.parts if entry is not None else []
-        if entry is None or number not in self.entries:  # freed meanwhile, where this is not the loop's thread
+        if entry is None or key not in self.entries:  # freed meanwhile, where this is not the loop's thread
             return None
         if not keys:
             return entry.data, parts if keys is not None else []
@@ -135,23 +168,23 @@ class Books:
         part = select(leaf.view(parts[leaf.part]), keys)
         return Spec(ALONE, (Leaf(0, 0, part.shape, leaf.dtype, leaf.kind),)).dumps(), part
 
-    def take(self, number: int, keys: tuple[Any, ...], ref: str) -> Found:
+    def take(self, key: bytes, keys: tuple[Any, ...], ref: str) -> Found:
         """Return an entry, or what `keys` select of it: in any thread of this process, also while it blocks the loop.
 
         Raises:
             RefLost: it is gone; `ref` names it.
         """
-        found = self.find(number, keys)
+        found = self.find(key, keys)
         if found is not None:
             spec, parts = found
-            shown = self.show(number, parts if isinstance(parts, list) else _bytes_of(np.ascontiguousarray(parts)))
-            if number in self.entries:  # so that nobody writes to it while it is shown
+            shown = self.show(key, parts if isinstance(parts, list) else _bytes_of(np.ascontiguousarray(parts)))
+            if key in self.entries:  # so that nobody writes to it while it is shown
                 return Found(spec, shown)
         raise RefLost(ref, self.where.owner, self.why_gone)
 
-    def show(self, number: int, parts: Sequence[memoryview]) -> list[memoryview]:
+    def show(self, key: bytes, parts: Sequence[memoryview]) -> list[memoryview]:
         """Return parts of an entry for readers in this process, who are seen to hold them."""
-        entry = self.entries.get(number)
+        entry = self.entries.get(key)
         # What keys select is of the one tensor, which is in the one part; of an entry that is gone, nobody will write.
         return [self._blocks.read(*pair) for pair in zip(entry.memories, parts, strict=False)] if entry else list(parts)
 
@@ -173,37 +206,47 @@ class Books:
     def close(self) -> None:
         """Forget everything."""
         self.why_gone = "its store was closed"
-        for session in self._sessions.values():
+        sessions, self._sessions = self._sessions, {}
+        for session in (session for each in sessions.values() for session in each):
             session.channel.close()
             session.end()
-        self._sessions.clear()
-        entries, self.entries = self.entries, {}
-        for entry in entries.values():
-            self._on_free(entry)
+        for entry in list(self.entries.values()):
+            self._forget(entry)
 
     def _taken(self, sender: bytes, number: int) -> None:
         """Tell the sender of a ref that its receiver holds it now."""
         if sender == self.holder.id:
             self.holder.taken(number)
-        elif sender in self._sessions:
-            self._sessions[sender].tell(number)
-        elif sender != NOBODY:
+        elif sessions := self._sessions.get(sender):
+            for session in sessions:
+                session.tell(number)
+        else:
             # The receiver was quicker than the sender, which has to hold the ref as well, or is gone.
             self._untold[sender, number] = None
             if len(self._untold) > _MOST_UNTOLD:
                 del self._untold[next(iter(self._untold))]
 
-    def _end(self, key: bytes, session: Session) -> None:
-        if self._sessions.get(key) is session:
-            del self._sessions[key]
-        session.end()
-        for entry in list(self.entries.values()):
-            if entry.holders.pop(session, None) is not None:
-                self._look_at(entry)
-
     def _look_at(self, entry: Entry) -> None:
-        if not entry.kept and self.entries.pop(entry.number, None) is not None:
-            self._on_free(entry)
+        if not entry.kept and entry.key in self.entries:
+            self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        del self.entries[entry.key]
+        if entry.lease is not None:
+            entry.lease.cancel()
+        self._on_free(entry)
+
+    def _await_end_of_lease(self, entry: Entry) -> None:
+        # A moment later, lest the clocks differ.
+        left = entry.leased_until - time.monotonic() + 0.01
+        entry.lease = self.loop.call_later(left, self._end_lease, entry)
+
+    def _end_lease(self, entry: Entry) -> None:
+        entry.lease = None
+        if entry.leased_until > time.monotonic():  # extended
+            self._await_end_of_lease(entry)
+        else:
+            self._look_at(entry)
 
 
 class OwnSource(Source):
@@ -213,7 +256,7 @@ class OwnSource(Source):
         super().__init__(books.holder, books.where)
         self._books = books
 
-    def find(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> tuple[bytes, list[memoryview] | np.ndarray]:
+    def find(self, entry: bytes, keys: tuple[Any, ...] | None, ref: str) -> tuple[bytes, list[memoryview] | np.ndarray]:
         """Return what `Books.find` does.
 
         Raises:
@@ -224,14 +267,14 @@ class OwnSource(Source):
             raise RefLost(ref, self.where.owner, self._books.why_gone)
         return found
 
-    async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
+    async def fetch(self, entry: bytes, keys: tuple[Any, ...] | None, ref: str) -> Found:
         found = self.find(entry, keys, ref)
         return Found(found[0], self._books.show(entry, await _in_order(found[1])))
 
-    def lease(self, entry: int, seconds: float) -> None:
+    def lease(self, entry: bytes, seconds: float) -> None:
         self._books.lease(entry, seconds)
 
-    def content(self, entry: int) -> tuple[bytes | None, Sequence[memoryview]] | None:
+    def content(self, entry: bytes) -> tuple[bytes | None, Sequence[memoryview]] | None:
         found = self._books.entries.get(entry)
         if found is None:
             return None
@@ -239,10 +282,10 @@ class OwnSource(Source):
             return None, found.parts
         return (found.data, found.parts) if len(found.data) <= LARGE // 16 else None
 
-    def _register(self, kind: int, entry: int, token: bytes, *, at_ease: bool) -> None:
-        self._books.register(self, kind, entry, token)
+    def _register(self, kind: int, entry: bytes, token: bytes, *, at_ease: bool) -> None:
+        self._books.register(self, kind, entry, *TOKEN.unpack(token))
 
-    def _drop(self, entry: int, *, at_ease: bool) -> None:
+    def _drop(self, entry: bytes, *, at_ease: bool) -> None:
         self._books.drop(self, entry)
 
     def __str__(self) -> str:
@@ -250,12 +293,12 @@ class OwnSource(Source):
 
 
 class Session:
-    """One holder, as the owner sees it."""
+    """One holder, as the owner sees it: trusted with the entries whose keys it knows."""
 
     def __init__(self, books: Books, channel: Channel) -> None:
         self.channel = channel
         self._books = books
-        self._name = channel.payload.decode(errors="replace")
+        self._name = channel.payload.decode(errors="replace")[:_MOST_NAME]
         self._sending: set[asyncio.Task[None]] = set()
         self._here = channel.link.kind == "memory"
         self._number, self._table = tables.open()
@@ -273,27 +316,26 @@ class Session:
 
     def on_message(self, message: Message) -> None:
         """Take what it says, one thing after the other."""
-        said = memoryview(message.header)
-        at = 0
-        while at < len(said):
-            kind, number = HEAD.unpack_from(said, at)
-            at += HEAD.size
-            if kind in (wire.HOLD, wire.ARRIVED):
-                self._books.register(self, kind, number, said[at : at + TOKEN.size])
-                at += TOKEN.size
-            elif kind == wire.DROP:
-                self._books.drop(self, number)
-            elif kind == wire.LEASE:
-                self._books.lease(number, *SECONDS.unpack_from(said, at))
-                at += SECONDS.size
-            else:
-                (size,) = LENGTH.unpack_from(said, at)
-                at += LENGTH.size
-                self._fetch(number, *pickle.loads(said[at : at + size]))
-                at += size
+        try:
+            for kind, entry, *rest in wire.parse(memoryview(message.header)):
+                if kind in (wire.HOLD, wire.ARRIVED):
+                    self._books.register(self, kind, entry, *rest[0])
+                elif kind == wire.DROP:
+                    self._books.drop(self, entry)
+                elif kind == wire.LEASE:
+                    self._books.lease(entry, rest[0])
+                else:
+                    self._fetch(entry, *rest)
+        except Malformed as error:
+            _logger.warning("the store of %s gives up on %s, which sent %s", self._books.where.owner, self, error)
+            self.channel.close()
+            self._books.end(self)
 
-    def _fetch(self, number: int, entry: int, keys: tuple[Any, ...] | None) -> None:
-        found = self._books.find(entry, keys)
+    def _fetch(self, entry: bytes, number: int, keys: tuple[Any, ...] | None) -> None:
+        try:
+            found = self._books.find(entry, keys)
+        except (IndexError, ValueError) as error:
+            raise Malformed(f"keys that select nothing: {error}") from error
         if found is None:
             self.channel.post(HEAD.pack(wire.GONE, number) + self._books.why_gone.encode())
             return
@@ -313,11 +355,11 @@ class Session:
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    def _hand_over(self, number: int, entry: int, spec: bytes, parts: list[memoryview]) -> None:
+    def _hand_over(self, number: int, entry: bytes, spec: bytes, parts: list[memoryview]) -> None:
         self._table[number] = Found(spec, self._books.show(entry, parts))
         self.channel.post(HEAD.pack(wire.HERE, number) + wire.TABLE.pack(self._number))
 
-    async def _send(self, number: int, entry: int, spec: bytes, parts: list[memoryview] | np.ndarray) -> None:
+    async def _send(self, number: int, entry: bytes, spec: bytes, parts: list[memoryview] | np.ndarray) -> None:
         parts = await _in_order(parts)
         if self._here:
             self._hand_over(number, entry, spec, parts)

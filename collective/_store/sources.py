@@ -56,11 +56,14 @@ tables = Tables()
 
 
 class Hold:
-    """One entry that this endpoint holds."""
+    """One entry that this endpoint holds.
+
+    :ivar entry: its key.
+    """
 
     __slots__ = ("__weakref__", "entry", "source")
 
-    def __init__(self, source: Source, entry: int) -> None:
+    def __init__(self, source: Source, entry: bytes) -> None:
         self.source = source
         self.entry = entry
 
@@ -70,24 +73,24 @@ class _Watch(weakref.ref[Hold]):
 
     __slots__ = ("entry", "light")
 
-    entry: int
+    entry: bytes
     light: bool
     """Whether it is so small that the owner may learn of its end in a moment."""
 
 
 class Source(ABC):
-    """A store, as one endpoint that holds entries of it sees it. Belongs to the endpoint's loop."""
+    """A store, as one endpoint that holds entries of it sees it: each by its key. Belongs to the endpoint's loop."""
 
     def __init__(self, holder: Holder, where: Where) -> None:
         self.holder = holder
         self.where = where
         self.loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._holds: dict[int, _Watch] = {}
+        self._holds: dict[bytes, _Watch] = {}
         self._let_go: deque[_Watch] = deque()
         self._scheduled = False
 
-    def hold(self, entry: int, token: bytes, *, at_ease: bool = False, light: bool = False) -> Hold:
+    def hold(self, entry: bytes, token: bytes, *, at_ease: bool = False, light: bool = False) -> Hold:
         """Hold an entry of which a ref has come; `token` is of who sent it.
 
         :param at_ease: its elements came along, from the owner, which may learn of the arrival in a moment.
@@ -104,7 +107,7 @@ class Source(ABC):
         return hold
 
     @abstractmethod
-    def lease(self, entry: int, seconds: float) -> None:
+    def lease(self, entry: bytes, seconds: float) -> None:
         """Have the owner keep an entry."""
 
     @property
@@ -112,12 +115,12 @@ class Source(ABC):
         """Whether the store cannot be reached any more."""
         return False
 
-    def content(self, entry: int) -> tuple[bytes | None, Sequence[memoryview]] | None:
+    def content(self, entry: bytes) -> tuple[bytes | None, Sequence[memoryview]] | None:
         """Return what the owner sends along with a ref: a Spec, taken apart (None: a tensor's), and its memory."""
         return None
 
     @abstractmethod
-    async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
+    async def fetch(self, entry: bytes, keys: tuple[Any, ...] | None, ref: str) -> Found:
         """Return an entry, or the part of its only tensor that `keys` select one after another, or (None) no part.
 
         Raises:
@@ -125,11 +128,11 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def _register(self, kind: int, entry: int, token: bytes, *, at_ease: bool) -> None:
+    def _register(self, kind: int, entry: bytes, token: bytes, *, at_ease: bool) -> None:
         """Tell the store that a ref has come."""
 
     @abstractmethod
-    def _drop(self, entry: int, *, at_ease: bool) -> None:
+    def _drop(self, entry: bytes, *, at_ease: bool) -> None:
         """Tell the store that an entry is held no more."""
 
     def _see_go(self, watch: weakref.ref[Hold]) -> None:

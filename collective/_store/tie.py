@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from collective._store import wire
 from collective._store.sources import Found, Source, tables
-from collective._store.wire import HEAD
+from collective._store.wire import ENTRY, HEAD
 from collective.abc import Message
 from collective.errors import LinkError, RefLost
 
@@ -35,7 +34,7 @@ class Tie(Source):
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[Message | Found]] = {}
         self._unsaid: list[bytes] = []
-        self._unsaid_holds: dict[int, int] = {}
+        self._unsaid_holds: dict[bytes, int] = {}
         """Where among these it says that an entry is held."""
         self._timer: asyncio.TimerHandle | None = None
         self._soon = False
@@ -43,14 +42,15 @@ class Tie(Source):
         self._cause = ""
         self._opening = self.loop.create_task(self._open(), name=f"connecting to the store of {where.owner}")
 
-    async def fetch(self, entry: int, keys: tuple[Any, ...] | None, ref: str) -> Found:
+    async def fetch(self, entry: bytes, keys: tuple[Any, ...] | None, ref: str) -> Found:
         if self._cause:
             raise RefLost(ref, self.where.owner, self._cause)
         number = next(self._numbers)
         reply = self._waiting[number] = self.loop.create_future()
         try:
-            data = pickle.dumps((entry, keys), pickle.HIGHEST_PROTOCOL)
-            self._say(HEAD.pack(wire.FETCH, number) + wire.LENGTH.pack(len(data)) + data)
+            selected = wire.pack_keys(keys or ())
+            wanted = wire.WANTED.pack(number, keys is not None, len(selected))
+            self._say(ENTRY.pack(wire.FETCH, entry) + wanted + selected)
             if self._channel is not None:
                 self._channel.link.linger(reply.done)
             answer = await reply
@@ -69,8 +69,8 @@ class Tie(Source):
     def lost(self) -> bool:
         return bool(self._cause)
 
-    def lease(self, entry: int, seconds: float) -> None:
-        self._say(HEAD.pack(wire.LEASE, entry) + wire.SECONDS.pack(seconds))
+    def lease(self, entry: bytes, seconds: float) -> None:
+        self._say(ENTRY.pack(wire.LEASE, entry) + wire.SECONDS.pack(seconds))
 
     async def _open(self) -> None:
         try:
@@ -83,17 +83,17 @@ class Tie(Source):
         link.on_close(self._end)
         self._tell()
 
-    def _register(self, kind: int, entry: int, token: bytes, *, at_ease: bool) -> None:
+    def _register(self, kind: int, entry: bytes, token: bytes, *, at_ease: bool) -> None:
         if kind == wire.HOLD:
             self._unsaid_holds[entry] = len(self._unsaid)
-        self._collect(HEAD.pack(kind, entry) + token, at_ease=at_ease)
+        self._collect(ENTRY.pack(kind, entry) + token, at_ease=at_ease)
 
-    def _drop(self, entry: int, *, at_ease: bool) -> None:
+    def _drop(self, entry: bytes, *, at_ease: bool) -> None:
         place = self._unsaid_holds.pop(entry, None)
         if place is None:
-            self._collect(HEAD.pack(wire.DROP, entry), at_ease=at_ease)
+            self._collect(ENTRY.pack(wire.DROP, entry), at_ease=at_ease)
         else:  # It came and went: the owner has only to hear that it came.
-            self._unsaid[place] = HEAD.pack(wire.ARRIVED, entry) + self._unsaid[place][HEAD.size :]
+            self._unsaid[place] = ENTRY.pack(wire.ARRIVED, entry) + self._unsaid[place][ENTRY.size :]
         if not at_ease:
             self._tell()
 
@@ -137,7 +137,7 @@ class Tie(Source):
             self.holder.taken(number)
             return
         answer: Message | Found | None = message
-        if kind == wire.HERE:
+        if kind == wire.HERE and self._channel is not None and self._channel.link.kind == "memory":
             (table,) = wire.TABLE.unpack_from(message.header, HEAD.size)
             answer = tables.take(table, number)
         waiting = self._waiting.get(number)

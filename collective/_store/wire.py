@@ -2,13 +2,14 @@
 
 A holder opens one channel to the store's port `store/<uid>`, with its name as the payload. Everything small is posted,
 so that it is in order and waits for nothing; what was fetched is sent. A message to the store holds one or more of
-these, one behind the other.
+these, one behind the other. An entry goes by its key, which whoever has a ref of it knows and nobody can guess: it
+opens that entry and nothing else. So holders are trusted with no more than that, and nothing of theirs is unpickled.
 
     holder to store:  HOLD(entry) TOKEN       it holds an entry from now on, and a ref has arrived there
                       ARRIVED(entry) TOKEN    another ref of one that it holds has arrived
                       DROP(entry)             it does not hold it any more; one for each HOLD
                       LEASE(entry) seconds    keep it so long, whoever holds it
-                      FETCH(request) LENGTH   and a pickle of the entry's number and the keys that select a part
+                      FETCH(entry) WANTED     and the keys that select a part of it, as `pack_keys` has them
     store to holder:  TAKEN(pin)              the ref that this holder had sent elsewhere has arrived there
                       REPLY(request)          buffers: the Spec, and the parts
                       HERE(request) TABLE     the same, where both are in one process: it is in that table
@@ -21,17 +22,33 @@ import pickle
 import struct
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Final
+from operator import index
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from collective.types import Address, Credential
 
+KEY: Final = 16
+"""Bytes of an entry's key."""
 HEAD: Final = struct.Struct("<BQ")
+ENTRY: Final = struct.Struct(f"<B{KEY}s")
 TOKEN: Final = struct.Struct("<32sQ")
 """Which endpoint sent the ref, and the number of its pin there; zeros where none waits to hear of it."""
-LENGTH: Final = struct.Struct("<I")
 TABLE: Final = struct.Struct("<Q")
 SECONDS: Final = struct.Struct("<d")
+WANTED: Final = struct.Struct("<QBI")
+"""The request's number, whether any of its elements are wanted (else only what it is), and how many bytes of keys follow."""
+_PART: Final = struct.Struct("<Bqqq")
+"""One part of a key: what it is, and its numbers."""
+_END, _INDEX, _DOTS, _SLICE = range(4)
+_GIVEN = (4, 8, 16)
+"""Flags of a slice: which of its three numbers are there."""
+_FARTHEST = (1 << 63) - 1
+
+LONGEST: Final = 1e9
+"""Most seconds of a lease: thirty years, which timers can still count."""
 
 HOLD: Final = 1
 ARRIVED: Final = 2
@@ -76,3 +93,90 @@ class Where:
 
     def __reduce__(self) -> tuple[object, ...]:
         return Where.unpack, (self.packed,)
+
+
+class Malformed(Exception):
+    """A holder said what this protocol does not allow."""
+
+
+def pack_keys(keys: tuple[Any, ...]) -> bytes:
+    """Pack keys, each a tuple of whole numbers, slices and `...`."""
+    packed = []
+    for key in keys:
+        for part in key:
+            if part is ...:
+                packed.append(_PART.pack(_DOTS, 0, 0, 0))
+            elif isinstance(part, slice):
+                ends = part.start, part.stop, part.step
+                given = sum(flag for flag, end in zip(_GIVEN, ends, strict=True) if end is not None)
+                packed.append(_PART.pack(_SLICE | given, *(0 if end is None else _near(end) for end in ends)))
+            else:
+                packed.append(_PART.pack(_INDEX, part, 0, 0))
+        packed.append(_PART.pack(_END, 0, 0, 0))
+    return b"".join(packed)
+
+
+def unpack_keys(packed: memoryview) -> tuple[Any, ...]:
+    """Return the keys. Raises: Malformed: they are none."""
+    keys: list[tuple[Any, ...]] = []
+    key: list[Any] = []
+    if len(packed) % _PART.size:
+        raise Malformed(f"keys of {len(packed)} bytes")
+    for what, *ends in _PART.iter_unpack(packed):
+        if what == _END:
+            keys.append(tuple(key))
+            key = []
+        elif what == _INDEX:
+            key.append(ends[0])
+        elif what == _DOTS:
+            key.append(...)
+        elif what & 3 == _SLICE:
+            key.append(slice(*(end if what & flag else None for flag, end in zip(_GIVEN, ends, strict=True))))
+        else:
+            raise Malformed(f"a part of a key that is {what}")
+    if key:
+        raise Malformed("a key without its end")
+    return tuple(keys)
+
+
+def parse(said: memoryview) -> Iterator[tuple[Any, ...]]:
+    """Yield what a holder has said, one thing after the other: its kind, the entry's key, and what goes with that.
+
+    HOLD and ARRIVED go with a TOKEN, LEASE with seconds, FETCH with the request's number and the keys, or None.
+
+    Raises:
+        Malformed: it is nothing that a holder says.
+    """
+    at = 0
+    try:
+        while at < len(said):
+            kind, entry = ENTRY.unpack_from(said, at)
+            at += ENTRY.size
+            if kind in (HOLD, ARRIVED):
+                yield kind, entry, TOKEN.unpack_from(said, at)
+                at += TOKEN.size
+            elif kind == DROP:
+                yield kind, entry
+            elif kind == LEASE:
+                (seconds,) = SECONDS.unpack_from(said, at)
+                if not 0 < seconds <= LONGEST:
+                    raise Malformed(f"a lease of {seconds} seconds")
+                yield kind, entry, seconds
+                at += SECONDS.size
+            elif kind == FETCH:
+                request, elements, size = WANTED.unpack_from(said, at)
+                at += WANTED.size
+                if at + size > len(said):
+                    raise Malformed(f"keys of {size} bytes in a message that ends before")
+                keys = unpack_keys(said[at : at + size])
+                yield kind, entry, request, keys if elements else None
+                at += size
+            else:
+                raise Malformed(f"a message of kind {kind}")
+    except struct.error as error:
+        raise Malformed(f"a message that ends too early: {error}") from error
+
+
+def _near(end: Any) -> int:
+    """Return a slice's number, or what means the same where it does not fit."""
+    return max(-_FARTHEST, min(index(end), _FARTHEST))

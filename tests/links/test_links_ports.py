@@ -11,6 +11,7 @@ from link_harness import KEY, pair, run, turns, until
 from collective._links.ports import MOST_WAITING
 from collective.errors import LinkBroken, PortRefused
 from collective.links import open_endpoint
+from collective.types import Credential
 
 if TYPE_CHECKING:
     from collective.abc import Channel
@@ -37,6 +38,25 @@ def test_a_credential_opens_the_ports_that_it_was_granted(kind: str) -> None:
                 await link.open("calls").receive()
             link.open("secret")
             await until(lambda: served[-1] == "secret")
+
+    run(main)
+
+
+def test_a_credential_is_its_key_and_not_its_name(kind: str) -> None:
+    """Who is dialed with a key that it knows must not get what the dialer grants another key of that name."""
+
+    async def main() -> None:
+        async with await open_endpoint(kinds=(kind,)) as here, await open_endpoint(kinds=(kind,)) as there:
+            known = Credential(KEY.name, b"another" * 5)
+            there.grant(known)
+            here.grant(KEY)
+            arrived: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
+            there.serve("port", arrived.set_result)
+            here.serve("secret", lambda channel: channel.close())
+            link = await here.connect(there.address, known)
+            link.open("port")
+            with pytest.raises(PortRefused, match="port 'secret' is not granted to credential 'gang'"):
+                await (await arrived).link.open("secret").receive()
 
     run(main)
 
