@@ -12,6 +12,7 @@ from actors._interface import Kind, Method
 from actors._pickling import dumps
 from actors._protocol import TAKE_PART
 from actors.errors import NotReady
+from collective._integers import integer
 from collective.types import Member, ReduceOp
 from collective.work import Work
 
@@ -126,6 +127,7 @@ class GroupHandle:
         """
         from collective.by_reference import Broadcasts
 
+        root = integer(root, "root", f"an int from 0 to {self.size - 1}")
         action = Broadcasts(root)
         if isinstance(refs, list | tuple):
             return self._start(action, refs)

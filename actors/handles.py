@@ -11,6 +11,7 @@ from actors._pickling import dumps
 from actors.actor import Actor
 from actors.errors import NotReady
 from actors.streams import Stream, Streams
+from collective._integers import integer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
@@ -183,6 +184,7 @@ class Handles(Generic[A]):
     def __getitem__(self, index: int | slice) -> Handle[A] | Handles[A]:
         if isinstance(index, slice):
             return Handles(self._role, self._interface, self._handles[index])
+        index = integer(index, f"the index of {self._role}", "an int or a slice")
         try:
             return self._handles[index]
         except IndexError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from actors._interface import Interface
 from actors.actor import Actor
+from collective._integers import integer
 from scheduling.types import Demand, Resources
 
 if TYPE_CHECKING:
@@ -44,12 +45,11 @@ class Role(Generic[A]):
             raise TypeError(f"role {self.name!r}: {self.cls!r} is no subclass of Actor")
         if missing := sorted(getattr(self.cls, "__abstractmethods__", ())):
             raise TypeError(f"role {self.name!r}: {self.cls.__qualname__} leaves {', '.join(missing)} abstract")
-        numbers = [("count", self.count), ("threads", self.threads)]
-        if self.store_bytes is not None:
-            numbers.append(("store_bytes", self.store_bytes))
-        for what, number in numbers:
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"role {self.name!r}: {what} is {number!r}; it must be a whole number")
+        for what in ("count", "threads", "store_bytes"):
+            if getattr(self, what) is None and what == "store_bytes":
+                continue
+            number = integer(getattr(self, what), f"role {self.name!r}: {what}", "it must be a whole number")
+            object.__setattr__(self, what, number)
             if number < 1:
                 raise ValueError(f"role {self.name!r}: {what} is {number}; it must be at least 1")
         if not isinstance(self.resources, Resources):

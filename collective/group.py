@@ -20,6 +20,7 @@ from collective._core.operations import (
     check_rank,
 )
 from collective._core.repartition import Repartition
+from collective._integers import integer, shape_from
 from collective.errors import GroupClosed, WrongThread
 from collective.types import ReduceOp
 from collective.work import Work
@@ -113,7 +114,7 @@ class Group:
         :param dtype: numpy's or its name, which gives a numpy array; or torch's, which gives a tensor.
         """
         self._enter("empty()")
-        return self._engine.empty((shape,) if isinstance(shape, int) else tuple(shape), dtype)
+        return self._engine.empty(shape_from(shape), dtype)
 
     def statistics(self) -> GroupStatistics:
         """Return what this member's group does and holds now."""
@@ -127,7 +128,7 @@ class Group:
         """
         self._enter("send()")
         spec = describe(tensor)
-        return self._engine.send(tensor, spec, check_rank(dst, self.size, "dst"), _check_tag(tag))
+        return self._engine.send(tensor, spec, check_rank(dst, self.size, "dst"), integer(tag, "tag"))
 
     def recv(self, src: int, *, tag: int = 0, out: Array | None = None) -> Work[Array]:
         """Receive the next tensor that a rank sent with this tag.
@@ -137,7 +138,7 @@ class Group:
         self._enter("recv()")
         if out is not None:
             check_out(out, describe(out, "out"))
-        return self._engine.recv(check_rank(src, self.size, "src"), _check_tag(tag), out)
+        return self._engine.recv(check_rank(src, self.size, "src"), integer(tag, "tag"), out)
 
     def broadcast(self, tensor: Array | None, root: int, *, out: Array | None = None) -> Work[Array]:
         """Give every member the root's tensor; the others pass None."""
@@ -332,14 +333,14 @@ class Batch:
 
     def send(self, tensor: Array, dst: int, *, tag: int = 0) -> None:
         """As Group.send."""
-        spec, dst, tag = describe(tensor), check_rank(dst, self._group.size, "dst"), _check_tag(tag)
+        spec, dst, tag = describe(tensor), check_rank(dst, self._group.size, "dst"), integer(tag, "tag")
         self._defer(lambda: self._group._engine.send(tensor, spec, dst, tag), "send")
 
     def recv(self, src: int, *, tag: int = 0, out: Array | None = None) -> None:
         """As Group.recv."""
         if out is not None:
             check_out(out, describe(out, "out"))
-        src, tag = check_rank(src, self._group.size, "src"), _check_tag(tag)
+        src, tag = check_rank(src, self._group.size, "src"), integer(tag, "tag")
         self._defer(lambda: self._group._engine.recv(src, tag, out), "recv")
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
@@ -356,12 +357,6 @@ class Batch:
     @staticmethod
     async def _gather(works: list[Work[Any]]) -> list[Any]:
         return [await work for work in works]
-
-
-def _check_tag(tag: Any) -> int:
-    if isinstance(tag, bool) or not isinstance(tag, int):
-        raise TypeError(f"tag is {tag!r}; an int")
-    return tag
 
 
 def _caller() -> str:

@@ -10,12 +10,12 @@ Nothing here imports torch: its placements and meshes are known by their names.
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from collective._grids import Grid
+from collective._integers import integer, integers
 from collective.types import ReduceOp
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class Shard:
     splits: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dim", _integer(self.dim, "Shard(dim)"))
+        object.__setattr__(self, "dim", integer(self.dim, "Shard(dim)"))
         if self.splits is not None:
-            splits = tuple(_integer(length, "a length in Shard(splits=...)") for length in self.splits)
+            splits = integers(self.splits, "Shard(splits)")
             object.__setattr__(self, "splits", splits)
             if any(length < 0 for length in splits):
                 raise ValueError(f"Shard({self.dim}, splits={splits}): a length is negative")
@@ -54,6 +54,10 @@ class StridedShard:
 
     dim: int
     split_factor: int
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "split_factor"):
+            object.__setattr__(self, name, integer(getattr(self, name), f"StridedShard({name})"))
 
     def __repr__(self) -> str:
         return f"_StridedShard({self.dim}, split_factor={self.split_factor})"
@@ -201,7 +205,7 @@ class Layout:
         return whole
 
     def _cell(self, rank: int) -> Cell:
-        cell = self.grid.cell_of(rank)
+        cell = self.grid.cell_of(integer(rank, "rank"))
         if cell is None:
             raise ValueError(f"{self!r} has no rank {rank}")
         return cell
@@ -269,7 +273,7 @@ def _placement(given: Any) -> Placement:
         if kind.__name__ == "Shard":
             return Shard(given.dim)
         if kind.__name__ == "_StridedShard":
-            return StridedShard(given.dim, int(given.split_factor))
+            return StridedShard(given.dim, given.split_factor)
         if kind.__name__ == "Replicate":
             return Replicate()
         if kind.__name__ == "Partial":
@@ -286,7 +290,7 @@ def _ranks(given: Any) -> Sequence[int]:
         nested: list[Any] = given.reshape(-1).tolist() if hasattr(given, "reshape") else list(given)
         while nested and isinstance(nested[0], list | tuple):
             nested = [rank for row in nested for rank in row]
-        given = [_integer(rank, "a rank") for rank in nested]
+        given = [integer(rank, "a rank") for rank in nested]
     known = range(min(given, default=0), max(given, default=-1) + 1)
     if known.start < 0:
         raise ValueError(f"ranks {list(given)} name rank {known.start}; they are group-local, from 0 on")
@@ -299,19 +303,7 @@ def _ranks(given: Any) -> Sequence[int]:
 
 
 def _lengths(given: Any, what: str) -> tuple[int, ...]:
-    try:
-        lengths = tuple(_integer(length, f"a length in {what}") for length in given)
-    except TypeError:
-        raise TypeError(f"{what} is {given!r}; a sequence of ints") from None
+    lengths = integers(given, what)
     if any(length < 0 for length in lengths):
         raise ValueError(f"{what} is {list(lengths)}; a length is negative")
     return lengths
-
-
-def _integer(value: Any, what: str) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{what} is {value!r}; an int")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{what} is {value!r}; an int") from None

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from collective._boxes import meet, shared
+from collective._integers import integer
 from collective._pairs import Part
 from collective._rings import CONTRIBUTION, Route
 from collective._routes import Router
@@ -225,6 +226,7 @@ def plan(
     for name, layout in (("src", src), ("dst", dst)):
         if not isinstance(layout, Layout):
             raise TypeError(f"{name} is {layout!r}; a collective.Layout")
+    itemsize = integer(itemsize, "itemsize")
     check(src, dst)
     known = None if hosts is None or len(set(hosts)) == 1 else tuple(hosts)
     last = max(src.last_rank, dst.last_rank)

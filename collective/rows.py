@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from collective import scopes
+from collective._integers import integer
 from collective._rows.consumer import Consumer
 from collective._rows.ledger import Order, Tail
 from collective._rows.producer import Producer
@@ -262,9 +263,9 @@ def _terms(
     if group.rank not in givers and group.rank not in takers:
         member = group.members[group.rank]
         raise ValueError(f"{member} is neither of the producers {producers!r} nor of the consumers {consumers!r}")
-    _check_count("batch_size", batch_size)
+    batch_size = _count("batch_size", batch_size)
     if budget is not None:
-        _check_count("budget", budget)
+        budget = _count("budget", budget)
     for name, value, known in (("order", order, get_args(Order)), ("tail", tail, get_args(Tail))):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, known))}")
@@ -282,8 +283,8 @@ def _terms(
     )
 
 
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}; an int")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 1")
+def _count(name: str, value: Any) -> int:
+    count = integer(value, name)
+    if count < 1:
+        raise ValueError(f"{name} is {count}; it must be at least 1")
+    return count

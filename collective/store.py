@@ -12,6 +12,7 @@ import numpy as np
 
 from collective import tensors
 from collective._core.offload import LONG, offload
+from collective._integers import shape_from
 from collective._links.mapping import PAGE, round_up
 from collective._store import trees
 from collective._store.blocks import Blocks, describe_full
@@ -98,7 +99,7 @@ class TensorStore:
             StoreFull: there is no room now.
         """
         self._check_open()
-        shape = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
+        shape = shape_from(shape)
         kind, name = tensors.kind_and_dtype(dtype)
         nbytes = max(int(np.prod(shape, dtype=np.int64)) * tensors.numpy_dtype(name).itemsize, 1)
         self._settle()

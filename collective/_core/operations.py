@@ -19,6 +19,7 @@ import numpy as np
 from collective import reductions
 from collective._core.agreement import Record
 from collective._core.operands import Landing, Spec, as_bytes, check_out, copies, describe, flat
+from collective._integers import integer, integers
 from collective.tensors import numpy_dtype
 from collective.types import ReduceOp
 
@@ -123,12 +124,10 @@ class Split(Operation):
 
     def __init__(self, rank: int, size: int, color: int | None, key: int) -> None:
         super().__init__(rank, size)
-        if color is not None and (isinstance(color, bool) or not isinstance(color, int)):
-            raise TypeError(f"color is {color!r}; an int, or None to be in no subgroup")
-        if isinstance(key, bool) or not isinstance(key, int):
-            raise TypeError(f"key is {key!r}; an int")
-        self.meta = (color, key)
+        if color is not None:
+            color = integer(color, "color", "an int, or None to be in no subgroup")
         self.color = color
+        self.meta = (color, integer(key, "key"))
         self.ranks: list[int] = []
 
     def describe(self) -> str:
@@ -389,11 +388,10 @@ def check_rank(rank: Any, size: int, what: str) -> int:
     Raises:
         TypeError: it is no int. ValueError: the group has no such rank.
     """
-    if isinstance(rank, bool) or not isinstance(rank, int | np.integer):
-        raise TypeError(f"{what} is {rank!r}; an int from 0 to {size - 1}")
-    if not 0 <= rank < size:
-        raise ValueError(f"{what} is {rank}; the group has ranks 0 to {size - 1}")
-    return int(rank)
+    found = integer(rank, what, f"an int from 0 to {size - 1}")
+    if not 0 <= found < size:
+        raise ValueError(f"{what} is {found}; the group has ranks 0 to {size - 1}")
+    return found
 
 
 def _reduce_op(op: Any, spec: Spec) -> ReduceOp:
@@ -430,10 +428,7 @@ def row_counts(splits: Any, size: int) -> tuple[int, ...]:
     Raises:
         TypeError: they are none.
     """
-    try:
-        return tuple(int(length) for length in splits)
-    except (TypeError, ValueError):
-        raise TypeError(f"splits is {splits!r}; a sequence of {size} row counts") from None
+    return integers(splits, "splits", f"a sequence of {size} row counts")
 
 
 def passes_nothing(tensor: Any, rank: int, root: int, name: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from collective import freight, tensors
 from collective._core.offload import LONG, offload
+from collective._integers import integer
 from collective._links import borrowing, loops
 from collective._store.holding import holder_of
 from collective._store.sources import UNTOLD
@@ -135,7 +136,7 @@ class TensorRef(freight.Ref):
         """
         shape = self._tensor("a part")
         key = key if isinstance(key, tuple) else (key,)
-        key = tuple(part if part is ... or isinstance(part, slice) else _whole(part) for part in key)
+        key = tuple(map(_key, key))
         _select(shape, (key,))
         return TensorRef(
             self._where,
@@ -362,11 +363,15 @@ def _select(shape: tuple[int, ...], keys: tuple[Any, ...]) -> tuple[int, ...]:
     return select(np.broadcast_to(np.empty((), np.uint8), shape), keys).shape
 
 
-def _whole(part: Any) -> int:
-    try:
-        return int(part.__index__())
-    except (AttributeError, TypeError):
-        raise TypeError(f"a ref is cut by whole numbers, slices and ..., not by {part!r}; await it first") from None
+def _key(part: Any) -> Any:
+    """Return a part of a key in Python's own types."""
+    wanted = "a ref is cut by whole numbers, slices of them and ...; await it for anything else"
+    if part is ...:
+        return part
+    if isinstance(part, slice):
+        ends = (part.start, part.stop, part.step)
+        return slice(*(None if end is None else integer(end, "an end of a slice", wanted) for end in ends))
+    return integer(part, "the index", wanted)
 
 
 def _check_target(out: Any, shape: tuple[int, ...], dtype: str, what: str) -> None:
