@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from collective._links import rights
 from collective._links.arena import arena
 from collective._links.lending import MOST_SEGMENTS
 from collective._links.mapping import PAGE, Access, MemoryFile, Pages
 from collective._links.memfd import is_sealed
-from collective._links.wire import FORGOT, WireError, encode_release, frame_head
+from collective._links.wire import ADOPTED, FORGOT, WireError, encode_release, frame_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,11 +35,36 @@ class Borrowed(np.ndarray):
 
 
 class _Foreign:
-    """A segment of the other end."""
+    """A segment of another process, mapped once however many links show it. Raises: OSError."""
 
     def __init__(self, file: MemoryFile) -> None:
         self.file = file
         self.array, self.pages = file.map(Access.READ)
+
+
+_mapped: weakref.WeakValueDictionary[tuple[int, int], _Foreign] = weakref.WeakValueDictionary()
+"""By device and inode, which no living file shares with another."""
+os.register_at_fork(after_in_child=_mapped.clear)
+
+
+def _map(descriptor: int, nbytes: int) -> _Foreign | None:
+    """Map a segment, or find it mapped; None where that cannot be. Takes over the descriptor. Raises: WireError."""
+    if not is_sealed(descriptor, nbytes):
+        os.close(descriptor)
+        raise WireError(f"a segment that is not sealed, or not of {nbytes} bytes")
+    status = os.fstat(descriptor)
+    key = status.st_dev, status.st_ino
+    found = _mapped.get(key)
+    if found is not None:
+        os.close(descriptor)
+        return found
+    file = MemoryFile(descriptor, nbytes)
+    try:
+        foreign = _mapped[key] = _Foreign(file)
+    except OSError:  # too many mappings, or no address space
+        file.close()
+        return None
+    return foreign
 
 
 class Borrower:
@@ -63,16 +89,18 @@ class Borrower:
         """Bytes that somebody here holds."""
         return sum(list(self._held.values()))  # At once: other threads let go of some.
 
-    def adopt(self, number: int, nbytes: int, descriptor: int) -> None:
-        """Take a segment that the other end shows; takes over the descriptor. Raises: WireError."""
-        if number in self._segments or len(self._segments) >= MOST_SEGMENTS or not is_sealed(descriptor, nbytes):
-            os.close(descriptor)
-            raise WireError(f"segment {number} of {nbytes} bytes is another, one too many, or not sealed")
-        file = MemoryFile(descriptor, nbytes)
-        try:
-            self._segments[number] = _Foreign(file)
-        except OSError as error:
-            raise WireError(f"segment {number} of {nbytes} bytes cannot be mapped: {error.strerror}") from error
+    def adopt(self, number: int, nbytes: int, descriptor: int | None) -> None:
+        """Take a segment that the other end shows; takes over the descriptor. Raises: WireError.
+
+        Where there is no descriptor or no memory left for it, the other end is told, and sends data instead.
+        """
+        if number in self._segments or len(self._segments) >= MOST_SEGMENTS:
+            rights.close_all([descriptor] if descriptor is not None else [])
+            raise WireError(f"segment {number} of {nbytes} bytes is another, or one too many")
+        foreign = _map(descriptor, nbytes) if descriptor is not None else None
+        if foreign is not None:
+            self._segments[number] = foreign
+        self._urge(frame_head(ADOPTED, 0, count=number, head=foreign is not None))
 
     def borrow(self, references: Sequence[Reference]) -> dict[int, memoryview]:
         """Return read-only views of what the other end lends, by the buffers' places in the message.
@@ -81,10 +109,19 @@ class Borrower:
         """
         return {reference.place: self._view(reference) for reference in references}
 
+    def borrow_one(self, reference: Reference) -> memoryview | None:
+        """Return such a view, or None where the segment could not be mapped here, or never was.
+
+        Raises: WireError.
+        """
+        self._find(reference.segment)
+        if reference.segment in self._segments:
+            return self._view(reference)
+        self._urge(encode_release([reference.number]))
+        return None
+
     def forget(self, number: int) -> None:
         """The other end has no use for a segment any more. Raises: WireError."""
-        if number not in self._segments:
-            self._look()  # Nothing of it was ever read, and its descriptor may still be on the socket.
         if self._segments.pop(number, None) is None:
             raise WireError(f"segment {number} is gone, which was never there")
         self._urge(frame_head(FORGOT, 0, count=number))
@@ -97,11 +134,14 @@ class Borrower:
 
     drop = close
 
+    def _find(self, number: int) -> _Foreign | None:
+        if number not in self._segments:
+            self._look()  # Its descriptor may still be on the socket.
+        return self._segments.get(number)
+
     def _view(self, reference: Reference) -> memoryview:
         number, start, stop = reference.number, reference.offset, reference.offset + reference.size
-        if reference.segment not in self._segments:
-            self._look()
-        segment = self._segments.get(reference.segment)
+        segment = self._find(reference.segment)
         if segment is None or number in self._held or not 0 <= start < stop <= segment.file.nbytes:
             raise WireError(f"bytes {start} to {stop} of segment {reference.segment} are not there")
         borrowed = segment.array[start:stop].view(Borrowed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from collective._links.wire import (
+    ADOPTED,
     BYE,
     CHUNK,
     CLOSE,
@@ -73,6 +74,7 @@ class Events(Protocol):
     def on_release(self, numbers: tuple[int, ...]) -> None: ...
     def on_forget(self, segment: int) -> None: ...
     def on_forgot(self, segment: int) -> None: ...
+    def on_adopted(self, segment: int, mapped: bool) -> None: ...
 
 
 class Decoder:
@@ -171,6 +173,8 @@ class Decoder:
             events.on_forget(count)
         elif kind == FORGOT:
             events.on_forgot(count)
+        elif kind == ADOPTED:
+            events.on_adopted(count, bool(head))
         elif kind == WITHDRAW:
             events.on_withdraw(channel)
         elif kind == CLOSE:

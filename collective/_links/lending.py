@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST_SEGMENTS: Final = 256
 """Segments that one end may have shown to the other."""
+_AGAIN: Final = 1.0
+"""Seconds after which a segment is shown again that could not be mapped: there may be descriptors by then."""
 MOST_REFERENCES: Final = 2000
 """Buffers of one message that may be lent: their references fit into one frame."""
 
@@ -37,6 +39,13 @@ class Lender:
         self._urge = urge
         self._loop = asyncio.get_running_loop()
         self._shown: set[int] = set()
+        """What the other end has mapped."""
+        self._showing: dict[int, list[Loan]] = {}
+        """What it was sent and has not answered, and who waits for that."""
+        self._vanished: set[int] = set()
+        """Which of these are no more: it is told when it has answered."""
+        self._declined: dict[int, float] = {}
+        """What it could not map, and when it is asked again."""
         self._leaving: set[int] = set()
         """What the other end was told to forget. Descriptors overtake that word: until it confirms, these count."""
         self._lent: dict[int, Extent] = {}
@@ -68,6 +77,9 @@ class Lender:
         if not loan.shares:
             return None
         self._loans.add(loan)
+        for number in {extent.segment.number for _, extent, _, _ in loan.shares}.intersection(self._showing):
+            loan.awaited.add(number)
+            self._showing[number].append(loan)
         return loan
 
     def lend(self, extent: Extent) -> int:
@@ -113,6 +125,21 @@ class Lender:
         """Let go of an extent that was not lent after all. In any thread."""
         self._arena.release(extent)
 
+    def adopted(self, number: int, *, mapped: bool) -> None:
+        """The other end has mapped a segment, or could not. Raises: WireError."""
+        waiting = self._showing.pop(number, None)
+        if waiting is None:
+            raise WireError(f"segment {number} was adopted, which was not shown")
+        if mapped:
+            self._shown.add(number)
+        else:
+            self._declined[number] = self._loop.time() + _AGAIN
+        for loan in waiting:
+            loan.answered(number, mapped=mapped)
+        if number in self._vanished:
+            self._vanished.remove(number)
+            self._forget(number)
+
     def forgot(self, number: int) -> None:
         """The other end has forgotten a segment. Raises: WireError."""
         if number not in self._leaving:
@@ -135,17 +162,23 @@ class Lender:
                 self._loop.call_later(DYING_SECONDS, self._arena.settle)
 
     def _forget(self, number: int) -> None:
+        self._declined.pop(number, None)
+        if number in self._showing:
+            self._vanished.add(number)
         if number in self._shown and not self._closed:
             self._shown.remove(number)
             self._leaving.add(number)
             self._urge(frame_head(FORGET, 0, count=number))
 
     def _show(self, segment: Segment) -> bool:
-        """Send the other end a segment's descriptor, if it does not have it. Return whether it has."""
-        if segment.number in self._shown:
+        """Send the other end a segment's descriptor, if it does not have it. Return whether it has, or was sent it."""
+        if segment.number in self._shown or segment.number in self._showing:
             return True
-        if len(self._shown) + len(self._leaving) >= MOST_SEGMENTS:
+        if len(self._shown) + len(self._showing) + len(self._leaving) >= MOST_SEGMENTS:
             return False
+        if self._loop.time() < self._declined.get(segment.number, 0.0):
+            return False
+        self._declined.pop(segment.number, None)
         record = SHOWN.pack(SHOW, segment.number, segment.nbytes)
         try:
             count = socket.send_fds(self._sock, [record], [segment.file.descriptor])
@@ -155,7 +188,7 @@ class Lender:
             # Never seen of so few bytes. The other end waits for the rest of a record that nobody will send.
             self._sock.shutdown(socket.SHUT_RDWR)
             return False
-        self._shown.add(segment.number)
+        self._showing[segment.number] = []
         segment.users.add(self)
         return True
 
@@ -172,7 +205,12 @@ class Loan:
         """Bytes of all of them."""
         self.copied = 0
         """Bytes that `begin` copied in the caller's turn of the loop."""
-        self.ready = False
+        self.awaited: set[int] = set()
+        """Segments of which the other end has not said yet whether it could map them."""
+        self.refused = False
+        """Whether it could not."""
+        self._then: Callable[[], None]
+        self._done = False
         self._lender = lender
         self._copies: list[tuple[np.ndarray, np.ndarray]] = []
         self._copying = 0
@@ -188,19 +226,32 @@ class Loan:
         if copied:
             self._copies.append((extent.array, np.frombuffer(buffer, np.uint8)))
 
+    @property
+    def ready(self) -> bool:
+        """Whether all is copied, and the other end can read it."""
+        return self._done and not self.awaited
+
     def begin(self, then: Callable[[], None]) -> None:
-        """Copy what has to be: at once where that is quick, else off the loop, calling `then` when it is done."""
+        """Copy what has to be: at once where that is quick, else off the loop, calling `then` when it is ready."""
         copies, self._copies = self._copies, []
+        self._then = then
         total = sum(source.nbytes for _, source in copies)
         if total <= LONG:
             _copy(copies)
             self.copied = total
-            self.ready = True
+            self._done = True
             return
         halves = _halves(copies)
         self._copying = len(halves)
         both = asyncio.gather(*(offload(partial(self._copy_half, half)) for half in halves))
-        both.add_done_callback(lambda _: self._done(then))
+        both.add_done_callback(lambda _: self._copied_all())
+
+    def answered(self, number: int, *, mapped: bool) -> None:
+        """The other end has mapped one of its segments, or could not: then none of it is lent."""
+        self.awaited.discard(number)
+        self.refused |= not mapped
+        if not self._dropped and (self.ready or self.refused):
+            self._then()
 
     def references(self) -> bytes:
         """Hand the extents over; return what tells the other end where they are."""
@@ -226,10 +277,10 @@ class Loan:
                 self._copying -= 1
             self._let_go()
 
-    def _done(self, then: Callable[[], None]) -> None:
-        self.ready = True
-        if not self._dropped:
-            then()
+    def _copied_all(self) -> None:
+        self._done = True
+        if not self._dropped and self.ready:
+            self._then()
 
     def _let_go(self) -> None:
         """Let go of the extents of a dropped loan, once no thread writes there. In any thread."""

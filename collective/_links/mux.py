@@ -125,7 +125,7 @@ class Mux(Link):
         if self._error is not None:
             return None
         try:
-            return self._sharing().borrow([Reference(*lent)])[lent[0]]
+            return self._sharing().borrow_one(Reference(*lent))
         except (WireError, TypeError) as error:
             self.end(LinkBroken(f"{self._name()} broke: it does not speak this protocol ({error})"))
             return None
@@ -398,6 +398,9 @@ class Mux(Link):
 
     def on_forgot(self, segment: int) -> None:
         self._sharing().forgot(segment)
+
+    def on_adopted(self, segment: int, mapped: bool) -> None:
+        self._sharing().adopted(segment, mapped=mapped)
 
     def _sharing(self) -> Sharing:
         sharing = self.carrier.sharing

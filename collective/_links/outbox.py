@@ -296,6 +296,10 @@ class Outbox:
                 message.lendable = False
                 return True
             loan.begin(partial(self._channel.mux.ready, self._channel))
+        if loan.refused:
+            message.drop_loan()
+            message.lendable = False
+            return True
         return loan.ready and (not message.eager or self._credit >= loan.size)
 
     def next_frame(self) -> Frame:

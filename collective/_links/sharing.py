@@ -71,6 +71,16 @@ class Sharing:
         """See `Borrower.borrow`."""
         return self._borrowing().borrow(references)
 
+    def borrow_one(self, reference: Reference) -> memoryview | None:
+        """See `Borrower.borrow_one`."""
+        return self._borrowing().borrow_one(reference)
+
+    def adopted(self, number: int, *, mapped: bool) -> None:
+        """See `Lender.adopted`."""
+        if self._lender is None:
+            raise WireError("a segment was adopted, and none was shown")
+        self._lender.adopted(number, mapped=mapped)
+
     def forget(self, number: int) -> None:
         """See `Borrower.forget`."""
         self._borrowing().forget(number)
@@ -137,10 +147,8 @@ class Sharing:
 
     def _take_segment(self, number: int, nbytes: int) -> None:
         descriptors, self._descriptors = self._descriptors, []
-        if len(descriptors) != 1:
-            rights.close_all(descriptors)
-            raise WireError(f"segment {number} came with {len(descriptors)} descriptors")
-        self._borrowing().adopt(number, nbytes, descriptors[0])
+        # None where this process is at its limit of descriptors.
+        self._borrowing().adopt(number, nbytes, descriptors[0] if descriptors else None)
 
     def _lending(self) -> Lender:
         if self._lender is None:

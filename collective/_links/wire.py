@@ -8,8 +8,8 @@ A message is a prefix (the sizes of its `count` buffers, 8 bytes each, then its 
 buffers. A small one is one MESSAGE or POST frame. A larger one is a START, whose body is the message's total and,
 where it fits, the prefix; then DATA frames carry the rest, so that other channels' frames go in between. Where the two
 ends share memory, a LEND may come before the first of these, with references to buffers that are read in place and do
-not come as data; RELEASE gives such memory back by the references' numbers, and FORGET ends a segment of it, which
-FORGOT confirms.
+not come as data; RELEASE gives such memory back by the references' numbers. ADOPTED says whether a segment of it could
+be mapped: a LEND refers to those that were. FORGET ends a segment, which FORGOT confirms.
 
 What does not parse raises WireError, which ends this link and nothing else.
 """
@@ -36,8 +36,8 @@ SHOWN = struct.Struct("<cQQ")
 """What goes there with a segment's descriptor: SHOW, its number and its size."""
 SHOW = b"s"
 
-OPEN, MESSAGE, POST, START, DATA, CREDIT, GRANT, WITHDRAW, CLOSE, BYE, LEND, RELEASE, FORGET, FORGOT = range(
-    1, 15
+OPEN, MESSAGE, POST, START, DATA, CREDIT, GRANT, WITHDRAW, CLOSE, BYE, LEND, RELEASE, FORGET, FORGOT, ADOPTED = range(
+    1, 16
 )
 PREFIX_FOLLOWS = 1
 """Flag of START: the prefix does not fit there; it is the first part of the data."""

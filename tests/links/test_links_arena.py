@@ -22,19 +22,21 @@ from link_harness import KEY, Pair, channel_between, endpoint, pair, pass_on, ru
 from test_links_processes import peer
 
 from collective._links import arena as arenas
-from collective._links import borrowing, lending, ring
+from collective._links import borrowing, lending, pages, rights, ring
 from collective._links.segments import Segment
 from collective.abc import LARGE
 from collective.errors import LinkBroken
 from collective.links import allocate, arena_statistics, open_endpoint, private
+from collective.types import Credential
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from pathlib import Path
 
     from collective._links.arena import Arena
     from collective._links.mux import Mux
-    from collective._links.shm import ShmCarrier
+    from collective._links.sharing import Sharing
     from collective.abc import Message
 
 pytestmark = pytest.mark.skipif(not ring.usable(), reason="rings need the store order of x86")
@@ -396,25 +398,98 @@ def test_segments_come_and_go_at_the_limit(
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Of threads that other tests have left.
 def test_a_segment_that_goes_before_the_other_end_has_looked_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the other end's loop is busy, it finds the word in the ring before it looks at the socket."""
-
     async def main() -> None:
         async with pair("shm") as both:
             one, other = await both.channel()
             far = cast("Mux", await both.there.connect(both.here.address, KEY))
-            there = cast("ShmCarrier", far.carrier)
-            # What wakes it is on the socket as well; that it does not read.
-            asyncio.get_running_loop().add_reader(there._descriptor, there._woken)
             block = allocate(MIB)
             lent = both.link.lend(block.memory)
             assert lent is not None
             both.link.take_back(lent)
             del block
             assert not arena_statistics().segments
+            lender = cast("Sharing", cast("Mux", both.link).carrier.sharing)._lending()
+            await until(lambda: not lender._showing and not lender._vanished and not lender._leaving)
             assert bytes((await pass_on(one, other, b"x" * MIB)).buffers[0]) == b"x" * MIB
             assert not far.closed
 
     monkeypatch.setattr(arenas, "_WARM", 0)
+    run(main)
+
+
+# The kind: a receiver at its limit (of descriptors, of mappings) costs the shared memory, never the link.
+
+
+def lose_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel does where the receiver is at its limit: SCM_RIGHTS that is truncated to nothing."""
+    genuine = rights.receive
+
+    def truncated(sock: socket.socket, count: int, most: int) -> tuple[bytes, list[int]]:
+        data, descriptors = genuine(sock, count, most)
+        rights.close_all(descriptors)
+        return data, []
+
+    monkeypatch.setattr(rights, "receive", truncated)
+
+
+def fail_to_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = pages.map_file
+
+    def failing(descriptor: int, nbytes: int, access: pages.Access, *, start: int = 0) -> int:
+        if access is pages.Access.READ:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return genuine(descriptor, nbytes, access, start=start)
+
+    monkeypatch.setattr(pages, "map_file", failing)
+
+
+@pytest.mark.parametrize("fail", [lose_descriptors, fail_to_map])
+def test_what_the_other_end_cannot_map_comes_as_data_until_it_can(
+    fail: Callable[[pytest.MonkeyPatch], None], small_arena: Callable[[int], Arena]
+) -> None:
+    async def main() -> None:
+        small_arena(64 * MIB)
+        async with pair("shm") as both:
+            one, other = await both.channel()
+            far = await both.there.connect(both.here.address, KEY)
+            block = allocate(MIB)
+            with pytest.MonkeyPatch.context() as patch:
+                fail(patch)
+                lent = both.link.lend(block.memory)
+                assert lent is not None
+                for size in (MIB, 9 * MIB):  # copied at once, and by threads
+                    came = await pass_on(one, other, b"x" * size)
+                    assert bytes(came.buffers[0]) == b"x" * size
+                    assert not came.buffers[0].readonly
+                assert far.borrow(lent) is None
+                await until(lambda: block.uses == 1)
+            patch.setattr(lending, "_AGAIN", 0.0)
+            sharing = cast("Sharing", cast("Mux", both.link).carrier.sharing)
+            sharing._lending()._declined.clear()
+            came = await pass_on(one, other, b"y" * MIB)
+            assert came.buffers[0].readonly
+            assert bytes(came.buffers[0]) == b"y" * MIB
+            assert not far.closed
+
+    run(main)
+
+
+def test_links_to_one_process_map_its_segments_once(small_arena: Callable[[int], Arena]) -> None:
+    async def main() -> None:
+        small_arena(64 * MIB)
+        other_key = Credential("other", bytes(32))
+        async with pair("shm") as both:
+            both.there.grant(other_key)
+            first = await both.channel()
+            await pass_on(*first, b"x" * MIB)
+            link = await both.here.connect(both.there.address, other_key)
+            second = await channel_between(link, both.there, "second")
+            before = len(os.listdir("/proc/self/fd"))
+            came = await pass_on(*second, b"y" * MIB)
+            assert came.buffers[0].readonly
+            assert len(os.listdir("/proc/self/fd")) == before
+            assert bytes(came.buffers[0]) == b"y" * MIB
+
     run(main)
 
 
