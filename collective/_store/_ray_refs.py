@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,8 +33,10 @@ from ray.experimental.rdt import (
     TensorTransportMetadata,
     register_tensor_transport,
 )
+from ray.experimental.rdt import util as transports
 
 from collective import tensors
+from collective._core.offload import in_thread
 from collective._links import borrowing
 from collective._store.refs import TensorRef
 from collective._store.serving import books_here
@@ -45,6 +49,9 @@ if TYPE_CHECKING:
 NAME: Final = "GANGLINE"
 LONGEST: Final = float(os.environ.get("RAY_rdt_fetch_fail_timeout_milliseconds", "60000")) / 1000
 """Seconds that Ray waits for a tensor: as long as for a tensor of its own transports, and set in the same way."""
+_LOOK = 0.1
+"""Seconds after which a thread that waits for Ray looks whether anybody still waits for it."""
+_THREAD = "gangline-ray"
 
 Record: TypeAlias = "tuple[Where, bytes, tuple[Any, ...], tuple[Any, ...]]"
 """What says which entry of which store, and which part of it."""
@@ -149,15 +156,21 @@ async def object_ref(ref: TensorRef) -> Any:
     if not register():
         raise RuntimeError(f"{ref!r}.object_ref(): Ray does not run here; call ray.init first")
     await ref._confirm()
-    # In a thread: at the first time Ray imports torch.
-    return await asyncio.get_running_loop().run_in_executor(None, partial(_put, Handed(ref)))
+    return await in_thread(partial(_put, Handed(ref)), name=_THREAD)
 
 
 async def from_object_ref(found: Any) -> TensorRef:
     """See `TensorStore.from_object_ref`."""
-    register()
+    if not isinstance(found, ray.ObjectRef):
+        raise TypeError(f"from_object_ref takes a ray.ObjectRef, not {found!r}")
+    if not register():
+        raise RuntimeError(f"from_object_ref({found!r}): Ray does not run here; call ray.init first")
     loop = asyncio.get_running_loop()
-    asked = await loop.run_in_executor(None, partial(_ask, found))
+    abandoned = threading.Event()
+    try:
+        asked = await in_thread(partial(_ask, found, abandoned), name=_THREAD)
+    finally:
+        abandoned.set()
     if isinstance(asked, TensorRef):
         return asked
     if not isinstance(asked, Asked):
@@ -181,6 +194,7 @@ def _put(handed: Handed) -> Any:
     """Put a ref into Ray. Never within Ray's pickling of something else, whose ObjectRefs it would forget then."""
     global _kept_for
     with _starting:
+        _spare_torch()
         with contextlib.suppress(ValueError):  # Ray knows it.
             register_tensor_transport(NAME, ["cpu"], Transport, Handed)
         if _kept_for != _session():
@@ -215,7 +229,48 @@ def _unbox(_: bytes, made: str, record: Record) -> Any:
         )
 
 
-def _ask(found: Any) -> Any:
+class _TorchTransport(transports.TransportManagerInfo):
+    """What Ray knows of one of its own transports."""
+
+    __slots__ = ()
+
+    @property
+    def data_type(self) -> type:  # type: ignore[override]  # a field there
+        tensors.load("torch")
+        tensor: type = sys.modules["torch"].Tensor
+        return tensor
+
+
+_TORCH_TRANSPORTS: Final = {
+    "NIXL": _TorchTransport(transports.NixlTensorTransport, ["cuda", "cpu"], object),
+    "GLOO": _TorchTransport(transports.GLOOTensorTransport, ["cpu"], object),
+    "NCCL": _TorchTransport(transports.NCCLTensorTransport, ["cuda"], object),
+    "CUDA_IPC": _TorchTransport(transports.CudaIpcTransport, ["cuda"], object),
+}
+"""Ray 2.60's, as `_ensure_default_transports_registered` there has them."""
+
+
+def _spare_torch() -> None:
+    """Have Ray know its own transports without importing torch, which it would do within the put that comes first.
+
+    That takes seconds, in which the loop stands that pickles a ref for Ray: no thread can import for it, since the
+    dynamic linker holds the GIL for tenths of a second. They import torch where somebody uses them.
+    """
+    if "torch" in sys.modules or importlib.util.find_spec("torch") is None:
+        return
+    if getattr(transports, "DEFAULT_TRANSPORTS", None) != list(_TORCH_TRANSPORTS):  # another Ray, which may take its time
+        return
+    with transports.transport_managers_lock:
+        if not transports._default_transports_registered:
+            transports._default_transports_registered = True
+            transports.transport_manager_info.update(_TORCH_TRANSPORTS)
+
+
+def _ask(found: Any, abandoned: threading.Event) -> Any:
+    """Wait for an object, as long as somebody waits for that, and return what `from_object_ref` makes a ref of."""
+    while not ray.wait([found], timeout=_LOOK)[0]:
+        if abandoned.is_set():
+            return None
     _asking.for_refs = True
     try:
         return ray.get(found)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collective import freight, tensors
-from collective._core.offload import LONG, offload
+from collective._core.offload import LONG, in_thread, offload
 from collective._integers import integer
 from collective._links import borrowing, loops
 from collective._store.holding import holder_of
@@ -178,6 +178,8 @@ class TensorRef(freight.Ref):
             RefLost: the entry is gone.
             RuntimeError: Ray does not run here. ImportError: it is too old, and has no transports of tensors.
         """
+        if "ray" not in sys.modules:
+            raise RuntimeError(f"{self!r}.object_ref(): Ray does not run here; call ray.init first")
         from collective._store import _ray_refs
 
         return await _ray_refs.object_ref(self)
@@ -283,7 +285,7 @@ class TensorRef(freight.Ref):
         spec, parts = await self._fetch()
         for leaf in spec.leaves:
             if not tensors.loaded(leaf.kind):
-                await offload(partial(tensors.load, leaf.kind))
+                await in_thread(partial(tensors.load, leaf.kind), name=f"importing {leaf.kind}")
         return spec.assemble(parts, borrowing.private)
 
 

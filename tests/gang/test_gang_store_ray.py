@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
+import threading
 import time
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import ray
 from gang_harness import run
+from ray.experimental.rdt import util as transports
 
 from actors import Actor, Gang, NotPicklable, Role
 from collective import RefLost, TensorRef
@@ -51,6 +54,29 @@ class Owner(Actor):
     async def kept(self, plain: Any) -> Any:
         return await plain.kept.remote()
 
+    async def pass_on_first(self) -> tuple[dict[str, float], bool, bool]:
+        """Do all that has to do with Ray for the first time here.
+
+        Returns how long that kept this loop from going on, whether it took torch, and whether Ray lacks its transports.
+        """
+        gaps = {}
+        async with asyncio.TaskGroup() as tasks:
+            watch = Watch()
+            watching = tasks.create_task(watch.run())
+            await asyncio.sleep(0.05)
+            ref = await self.store.put(np.arange(3.0))
+            gaps["put"] = await watch.worst()
+            last.remote(None), get_last.remote([ref])
+            gaps["a ref for a task"] = await watch.worst()
+            found = await ref.object_ref()
+            gaps["object_ref"] = await watch.worst()
+            again = await self.store.from_object_ref(found)
+            gaps["from_object_ref"] = await watch.worst()
+            assert again == ref
+            watching.cancel()
+        imported = "torch" in sys.modules
+        return gaps, imported, transports.get_transport_data_type("NIXL") is not sys.modules["torch"].Tensor
+
     async def block(self, until: Path) -> None:
         while not until.exists():  # noqa: ASYNC240  # nobody is answered meanwhile
             time.sleep(0.01)  # noqa: ASYNC251
@@ -59,6 +85,26 @@ class Owner(Actor):
         while True:
             yield len(self.store.statistics().entries)
             await asyncio.sleep(0.01)
+
+
+class Watch:
+    """Sees how long its loop does not go on."""
+
+    def __init__(self) -> None:
+        self._worst = 0.0
+
+    async def run(self) -> None:
+        before = time.perf_counter()
+        while True:
+            await asyncio.sleep(0)
+            now = time.perf_counter()
+            self._worst, before = max(self._worst, now - before), now
+
+    async def worst(self) -> float:
+        """Return the longest time, in seconds, since this was asked last."""
+        await asyncio.sleep(0.01)
+        found, self._worst = self._worst, 0.0
+        return found
 
 
 @ray.remote(num_cpus=0.1)
@@ -93,6 +139,9 @@ class Asynchronous:
 
     async def await_last(self, found: list[Any]) -> float:
         return float((await found[0])[-1])
+
+    async def wait_for_ever(self) -> None:
+        await asyncio.Event().wait()
 
     async def block(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251  # what comes meanwhile is begun together
@@ -245,5 +294,40 @@ def test_what_cannot_be_read_is_an_error_wherever_it_is_used(actors, monkeypatch
             await (await from_object_ref(lost))
         with pytest.raises(TypeError, match="is no TensorRef's"):
             await from_object_ref(ray.put(1))
+
+    run_leaving_nothing(main())
+
+
+def test_waiting_for_an_object_ref_ends_with_its_deadline(actors):
+    """Ray's waits cannot be interrupted: they belong on threads that nobody else needs and that end by themselves."""
+
+    async def main() -> None:
+        _, asynchronous = actors
+        never = asynchronous.await_last.remote([asynchronous.wait_for_ever.remote()])
+        begun = time.monotonic()
+        for _ in range(40):  # more than the default executor has threads
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await from_object_ref(never)
+        assert time.monotonic() - begun < 5
+        async with asyncio.timeout(5):
+            await asyncio.to_thread(int)
+            while any(thread.name == _ray_refs._THREAD for thread in threading.enumerate()):
+                await asyncio.sleep(0.01)
+        ray.cancel(never)
+
+    run_leaving_nothing(main())
+
+
+def test_the_first_ref_that_goes_to_ray_does_not_stop_the_loop(actors):
+    """What is done for the first time imports torch nowhere, for that holds the loop from whichever thread."""
+
+    async def main() -> None:
+        async with gang_of(1) as gang:
+            (owner,) = gang["owner"]
+            gaps, imported, forgotten = await owner.pass_on_first()
+            assert not imported
+            assert not forgotten
+            assert max(gaps.values()) < 0.5, gaps  # 1.7 s with torch; here other processes may have the CPU
 
     run_leaving_nothing(main())
