@@ -19,13 +19,18 @@ Cell: TypeAlias = "tuple[tuple[int, ...], ...]"
 
 
 class Grid:
-    """The cells of a layout, and the ranks that hold each.
+    """The cells of a layout, and the ranks that hold each; `order` is that in which mesh dimensions cut.
 
     A mesh dimension that does not cut the tensor either repeats its cells (Replicate) or adds to them (Partial).
     """
 
     def __init__(
-        self, shape: Sequence[int], mesh: Sequence[int], placements: Sequence[Any], ranks: Sequence[int]
+        self,
+        shape: Sequence[int],
+        mesh: Sequence[int],
+        placements: Sequence[Any],
+        ranks: Sequence[int],
+        order: Sequence[int],
     ) -> None:
         self.shape = tuple(shape)
         self.mesh = tuple(mesh)
@@ -35,7 +40,8 @@ class Grid:
         self._adding = [number for number, kind in enumerate(kinds) if kind == "Partial"]
         self._cutting: list[list[int]] = [[] for _ in shape]
         levels: list[list[Level]] = [[] for _ in shape]
-        for number, placement in enumerate(placements):
+        for number in order:
+            placement = placements[number]
             if number not in self._repeating and number not in self._adding:
                 splits, factor = getattr(placement, "splits", None), getattr(placement, "split_factor", 1)
                 self._cutting[placement.dim].append(number)

@@ -50,7 +50,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class StridedShard:
-    """torch's _StridedShard: the dimension is cut into `split_factor` pieces, and each of them into all parts."""
+    """A mesh dimension that cuts a dimension of the tensor into `split_factor` pieces, and each of them into all parts.
+
+    This is what torch's _StridedShard says by itself. Where several of a tensor's placements cut one dimension, torch
+    mostly means by it that later mesh dimensions cut first (see `Layout`); ours always means what it says.
+    """
 
     dim: int
     split_factor: int
@@ -116,9 +120,12 @@ class Layout:
     :param shape: the shape of the whole tensor.
     :param mesh: the lengths of the mesh's dimensions, one int for a mesh of one; or a torch DeviceMesh.
     :param placements: what each mesh dimension does: Shard, Replicate, Partial, or torch's. Where several cut one
-        dimension of the tensor, the later cuts the parts of the earlier.
+        dimension of the tensor, the later cuts the parts of the earlier. torch's _StridedShards are read as torch's
+        fully_shard and redistribute cut: as Shards in another order, if all of their split factors can be products of
+        mesh dimensions that cut before them, else one after the other.
     :param ranks: the group-local rank at each mesh coordinate, the last dimension running fastest; by default from 0
         on, or the DeviceMesh's own.
+    :param order: the mesh's dimensions in the order in which they cut, where that is not their own.
 
     Raises:
         TypeError, ValueError: they do not fit together, or a placement is of an unknown kind.
@@ -128,10 +135,16 @@ class Layout:
     mesh: tuple[int, ...]
     placements: tuple[Placement, ...]
     ranks: Sequence[int]
+    order: tuple[int, ...]
     grid: Grid
 
     def __init__(
-        self, shape: Sequence[int], mesh: Any, placements: Any, ranks: Iterable[int] | None = None
+        self,
+        shape: Sequence[int],
+        mesh: Any,
+        placements: Any,
+        ranks: Iterable[int] | None = None,
+        order: Iterable[int] | None = None,
     ) -> None:
         if hasattr(mesh, "mesh") and hasattr(mesh.mesh, "tolist"):  # a torch DeviceMesh
             ranks = mesh.mesh.reshape(-1).tolist() if ranks is None else ranks
@@ -142,6 +155,7 @@ class Layout:
         _set(self, "placements", tuple(map(_placement, given)))
         size = math.prod(self.mesh)
         _set(self, "ranks", range(size) if ranks is None else _ranks(ranks))
+        _set(self, "order", tuple(range(len(self.mesh))))
         if size < 1:
             raise ValueError(f"{self!r}: a mesh has at least one rank")
         if len(self.placements) != len(self.mesh):
@@ -153,7 +167,11 @@ class Layout:
         _set(self, "placements", tuple(self._fitted(number) for number in range(len(self.mesh))))
         if len({each.op for each in self.placements if isinstance(each, Partial)}) > 1:
             raise ValueError(f"{self!r}: its Partial placements reduce in different ways, whose order would matter")
-        _set(self, "grid", Grid(self.shape, self.mesh, self.placements, self.ranks))
+        if order is not None:
+            self._reorder(tuple(_integer(number, "a mesh dimension in order") for number in order))
+        elif not any(isinstance(each, StridedShard) for each in given):
+            self._unstride()
+        _set(self, "grid", Grid(self.shape, self.mesh, self.placements, self.ranks, self.order))
         try:
             self.grid.check_splits()
         except ValueError as error:
@@ -161,17 +179,25 @@ class Layout:
 
     @classmethod
     def of(cls, tensor: Any, *, ranks: Iterable[int] | None = None) -> Layout:
-        """Return the layout of a torch DTensor.
+        """Return the layout of a torch DTensor: what its local tensors hold.
 
         :param ranks: the group-local rank at each mesh coordinate, where those are not torch's global ranks.
 
         Raises:
-            TypeError: it is no DTensor. ValueError: it has a placement that is not known here.
+            TypeError: it is no DTensor. ValueError: it has a placement that is not known here, or the local tensor of
+                this process has another shape than its placements say.
         """
         mesh, placements = getattr(tensor, "device_mesh", None), getattr(tensor, "placements", None)
         if mesh is None or placements is None:
             raise TypeError(f"Layout.of takes a torch DTensor, not {type(tensor).__module__}.{type(tensor).__name__}")
-        return cls(tuple(tensor.shape), mesh, tuple(placements), ranks)
+        spec, order = getattr(tensor, "_spec", None), None
+        if getattr(spec, "use_strided_shard_as_shard_order", None) is False:  # each placement means what it says
+            placements = [_placement(each) for each in placements]
+            chains = [list(entry.mesh_dims) for entry in getattr(spec, "shard_order", None) or ()]
+            order = _joined(chains, len(placements))
+        layout = cls(tuple(tensor.shape), mesh, tuple(placements), ranks, order)
+        _check_local(layout, tensor)
+        return layout
 
     @property
     def partial(self) -> ReduceOp | None:
@@ -203,6 +229,33 @@ class Layout:
                 index = slice(spans[0].whole, spans[0].whole + spans[0].length) if spans else slice(0)
             whole = whole[(*[slice(None)] * number, index)]
         return whole
+
+    def _reorder(self, order: tuple[int, ...]) -> None:
+        """Take an order of cutting; only that of dimensions which cut one dimension of the tensor matters."""
+        if sorted(order) != list(range(len(self.mesh))):
+            raise ValueError(f"{self!r}: order is {list(order)}; it names each of the {len(self.mesh)} mesh dimensions")
+        chains: dict[int, list[int]] = {}
+        for number in order:
+            placement = self.placements[number]
+            if isinstance(placement, Shard | StridedShard):
+                chains.setdefault(placement.dim, []).append(number)
+        _set(self, "order", _joined(chains.values(), len(self.mesh)))
+
+    def _unstride(self) -> None:
+        """Read split factors as an order of cutting, where torch does: where that is possible for all of them."""
+        chains: dict[int, list[int]] = {}
+        for number in reversed(range(len(self.mesh))):
+            placement = self.placements[number]
+            if not isinstance(placement, Shard | StridedShard):
+                continue
+            chain = chains.setdefault(placement.dim, [])
+            factor = placement.split_factor if isinstance(placement, StridedShard) else 1
+            before = [math.prod(self.mesh[each] for each in chain[:place]) for place in range(len(chain) + 1)]
+            if factor not in before:
+                return
+            chain.insert(before.index(factor), number)
+        _set(self, "placements", tuple(Shard(p.dim) if isinstance(p, StridedShard) else p for p in self.placements))
+        _set(self, "order", _joined(chains.values(), len(self.mesh)))
 
     def _cell(self, rank: int) -> Cell:
         cell = self.grid.cell_of(integer(rank, "rank"))
@@ -240,7 +293,8 @@ class Layout:
         ranks = self.ranks
         known = f"range({ranks.start}, {ranks.stop})" if isinstance(ranks, range) else str(list(ranks))
         placements = ", ".join(map(repr, self.placements))
-        return f"Layout({list(self.shape)}, mesh={list(self.mesh)}, [{placements}], ranks={known})"
+        order = "" if self.order == tuple(range(len(self.mesh))) else f", order={list(self.order)}"
+        return f"Layout({list(self.shape)}, mesh={list(self.mesh)}, [{placements}], ranks={known}{order})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and self._key == other._key
@@ -249,11 +303,11 @@ class Layout:
         return self._hash
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Layout, (self.shape, self.mesh, self.placements, self.ranks)
+        return Layout, (self.shape, self.mesh, self.placements, self.ranks, self.order)
 
     @property
     def _key(self) -> tuple[object, ...]:
-        return self.shape, self.mesh, self.placements, self.ranks
+        return self.shape, self.mesh, self.placements, self.ranks, self.order
 
     @cached_property
     def _hash(self) -> int:
@@ -283,6 +337,41 @@ def _placement(given: Any) -> Placement:
             "Replicate or Partial first"
         )
     raise TypeError(f"{given!r} is no placement; pass Shard(dim), Replicate(), Partial(op), or torch's")
+
+
+def _is_strided_in_torch(given: Any) -> bool:
+    return type(given).__name__ == "_StridedShard"
+
+
+def _joined(chains: Iterable[list[int]], count: int) -> tuple[int, ...]:
+    """Return one order of so many mesh dimensions that has each chain in its order, and is else their own."""
+    order = list(range(count))
+    for chain in chains:
+        for place, number in zip(sorted(chain), chain, strict=True):
+            order[place] = number
+    return tuple(order)
+
+
+def _check_local(layout: Layout, tensor: Any) -> None:
+    """Raise ValueError where a DTensor's local tensor in this process has not the shape that its layout says."""
+    held, mesh = getattr(getattr(tensor, "_local_tensor", None), "shape", ()), tensor.device_mesh
+    if not held or not all(type(length) is int for length in held):
+        return  # it has no dimensions, or is symbolic
+    try:
+        place = mesh.mesh.reshape(-1).tolist().index(mesh.get_rank())
+    except ValueError:
+        return  # this process is not in the mesh, or its process group is destroyed, and torch says no rank
+    held, said = tuple(held), layout.local_shape(layout.ranks[place])
+    if held == said:
+        return
+    why = "Where it was made with DTensor.from_local, pass Layout(shape, mesh, [Shard(dim, splits=...)]) instead"
+    if any(map(_is_strided_in_torch, tensor.placements)):
+        why = (
+            "Uneven _StridedShards are cut as said by fully_shard and redistribute, which full_tensor() expects, but "
+            "distribute_tensor cuts otherwise: distribute it as Replicate(), and redistribute what that returns"
+        )
+    rank = mesh.get_rank()
+    raise ValueError(f"{layout!r}: its placements say {said} for torch's rank {rank}, which holds {held}. {why}")
 
 
 def _ranks(given: Any) -> Sequence[int]:

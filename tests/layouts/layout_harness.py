@@ -57,7 +57,14 @@ def layouts(draw: Callable, shape: tuple[int, ...], *, partial: bool) -> Layout:
             placements.append(Shard(dim))
         if kind in ("shard", "strided", "splits"):
             cut.add(dim)
-    return Layout(shape, mesh, placements, ranks)
+    return Layout(shape, mesh, placements, ranks, _order(draw, placements))
+
+
+def _order(draw: Callable, placements: Sequence[object]) -> list[int] | None:
+    """Draw an order of cutting; none where splits are given, which fit only where they cut first."""
+    if any(isinstance(each, Shard) and each.splits is not None for each in placements):
+        return None
+    return draw(st.none() | st.permutations(range(len(placements))))
 
 
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)

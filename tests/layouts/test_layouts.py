@@ -15,6 +15,7 @@ from torch.distributed.tensor import placement_types
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 
 from collective import Layout, Partial, ReduceOp, Replicate, Shard
+from collective.layouts import StridedShard
 
 STRIDED = placement_types._StridedShard
 
@@ -53,8 +54,9 @@ def test_parts_are_those_of_torch(data):
             max_size=len(mesh),
         )
     )
-    layout = Layout.of(Tensor(shape, Mesh(mesh, 3), tuple(placements)))
-    assert layout == Layout(shape, Mesh(mesh, 3), placements)
+    ours = [StridedShard(each.dim, each.split_factor) if isinstance(each, STRIDED) else each for each in placements]
+    layout = Layout.of(Tensor(shape, Mesh(mesh, 3), tuple(ours)))
+    assert layout == Layout(shape, Mesh(mesh, 3), ours)
     whole = np.arange(np.prod(shape)).reshape(shape)
     for place, rank in enumerate(layout.ranks):
         at = [int(each) for each in np.unravel_index(place, mesh)]
