@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from actors.gang import Gang
     from actors.gang_handle import GangHandle
     from actors.groups import GroupHandle
-    from actors.handles import Handle, Handles
+    from actors.handles import Handle, Handles, lend
     from actors.role import Role
     from actors.streams import Stream, Streams
     from collective.store import TensorRef, TensorStore
@@ -50,6 +50,7 @@ __all__ = [
     "TensorRef",
     "TensorStore",
     "from_thread",
+    "lend",
 ]
 
 _HOMES = {
@@ -60,7 +61,7 @@ _HOMES = {
     "actors.gang": "Gang",
     "actors.gang_handle": "GangHandle",
     "actors.groups": "GroupHandle",
-    "actors.handles": "Handle Handles",
+    "actors.handles": "Handle Handles lend",
     "actors.role": "Role",
     "actors.streams": "Stream Streams",
     "collective.store": "TensorRef TensorStore",

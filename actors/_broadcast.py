@@ -26,6 +26,8 @@ async def broadcast(
 ) -> list[Any]:
     """Call a method of several actors of one role, with one pickle of arguments each; return results in their order.
 
+    Calls that have one Beside in common have one copy of it in common. What `pickles` is an iterator of is let go of.
+
     The first failure cancels the other calls; so does cancelling this. Both wait until every call has ended, at most
     SETTLE seconds, and reset the groups that were left broken, before the error or the cancellation goes on. A second
     cancellation ends that waiting.

@@ -47,7 +47,8 @@ class Call:
     """One call on its way. `place` is its place in line until it has left; `reply` is its Message or its Failure."""
 
     __slots__ = (
-        "_buffers",
+        "_aside",
+        "_beside",
         "_header",
         "_shipment",
         "connection",
@@ -60,7 +61,13 @@ class Call:
     )
 
     def __init__(
-        self, connection: Connection, number: int, method: str, header: bytes, buffers: Sequence[Buffer]
+        self,
+        connection: Connection,
+        number: int,
+        method: str,
+        header: bytes,
+        aside: Sequence[Buffer],
+        beside: Sequence[Buffer] = (),
     ) -> None:
         self.connection = connection
         self.number = number
@@ -71,27 +78,32 @@ class Call:
         self.place: asyncio.Future[None] | None = None
         self.sent = False
         self._header = header
-        self._buffers = buffers
+        self._aside = aside
+        self._beside = beside
         self._shipment: Shipment | None = None
-        if type(buffers) is Beside:
-            self._header, self._buffers, self._shipment = protocol.load(
-                header, buffers, buffers.refs, connection.freight
-            )
+        if type(beside) is Beside and beside.refs:
+            self._header, self._shipment = protocol.load(header, beside.refs, connection.freight)
 
     def __str__(self) -> str:
         return f"{self.connection.target}.{self.method}"
 
     def leave_now(self, channel: Channel) -> bool:
         """Send the request, if that needs no waiting."""
-        if protocol.nbytes(self._header, self._buffers) > LARGE:
+        parts = (*self._aside, *self._beside)
+        if protocol.nbytes(self._header, parts) > LARGE:
             return False
         try:
-            channel.send_nowait(self._header, self._buffers)
+            channel.send_nowait(self._header, parts)
         except WouldBlock:
             return False
         self.sent = True
-        self._buffers = ()
+        self._aside = self._beside = ()
         return True
+
+    def take(self, *, must: bool = False) -> None:
+        """Copy what its caller could change of the request; where it need not, it does as far as there is room."""
+        if type(self._beside) is Beside:
+            self._beside.take(self.connection.link, must=must)
 
     async def leave(self) -> None:
         """Wait in line, for the connection and for credit, and send the request. Failing to is its reply."""
@@ -102,8 +114,10 @@ class Call:
             await place
             channel = await connection.channel()
             if channel is not None and not self.reply.done():
+                # Nothing of this connection's is on its way.
+                self.take(must=True)
                 self.sent = True
-                await channel.send(self._header, self._buffers)
+                await channel.send(self._header, (*self._aside, *self._beside))
         except LinkError as error:
             self._lost()
             connection.end_call(self, error)
@@ -113,7 +127,7 @@ class Call:
             raise
         finally:
             self.drop_unsent()
-            self._buffers = ()
+            self._aside = self._beside = ()
             self.place = None
             connection.step_out(place)
 
@@ -183,13 +197,13 @@ class Connection:
         return self._ended is None
 
     def begin(self, method: Method, data: bytes, buffers: Sequence[Buffer]) -> Call:
-        """Make a call: its request has left when this returns, or has its place in line."""
+        """Make a call: its request has left when this returns, or has its place in line and what it carries is taken.
+
+        That happens later where more than the arena's limit waits to leave. The caller holds no argument any more.
+        """
         number = next(self._call_numbers)
-        header, parts = protocol.pack(protocol.CALL, number, data, buffers, tail=method.wire)
-        if type(buffers) is Beside:
-            parts = Beside(parts, buffers.refs)
-        buffers = parts
-        return self._begin(Call(self, number, method.name, header, buffers))
+        header, aside = protocol.pack(protocol.CALL, number, data, tail=method.wire)
+        return self._begin(Call(self, number, method.name, header, aside, buffers))
 
     def begin_reset(self, tokens: Sequence[str]) -> Call:
         """Have the actor reset groups that a call of its left broken."""
@@ -201,6 +215,7 @@ class Connection:
     def _begin(self, call: Call) -> Call:
         self._calls[call.number] = call
         if self._line or self._main is None or not call.leave_now(self._main):
+            call.take()
             call.place = place = self.loop.create_future()
             self._line.append(place)
             if self._line[0] is place:
@@ -339,8 +354,9 @@ async def call(target: Target, method: Method, name: str, args: tuple[Any, ...],
     Cancelling it cancels the method, without waiting for the method to end.
     """
     data, buffers = dumps((args, kwargs), "an argument", name)
+    del args, kwargs  # what nobody holds need not be copied; and an error, which `made` keeps, has this frame in it
     made = connection_to(target).begin(method, data, buffers)
-    del data, buffers, args, kwargs  # an error has this frame in its traceback, and is kept by `made`
+    del data, buffers
     try:
         if made.place is not None:
             await made.leave()

@@ -17,73 +17,147 @@ import threading
 import traceback
 from collections import ChainMap
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from actors.errors import NotPicklable, RemoteError, RemoteTraceback
 from collective import freight
-from collective.links import private
+from collective.links import private, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
     from types import TracebackType
 
     import numpy as np
 
-    from collective.abc import Buffer
+    from collective.abc import Buffer, Link
     from collective.store import TensorRef
+
+T = TypeVar("T")
 
 PROTOCOL = 5
 
 
 class Beside(list[Any]):
-    """The memory beside a pickle that has refs to tensors in it."""
+    """What is beside a pickle: the memory of its arrays, and the refs to tensors that it has in it."""
 
-    def __init__(self, buffers: Sequence[Buffer], refs: Sequence[TensorRef]) -> None:
+    def __init__(
+        self, buffers: Iterable[Buffer], refs: Sequence[TensorRef] = (), lent: Container[int] = frozenset()
+    ) -> None:
         super().__init__(buffers)
         self.refs = refs
+        self._lent = lent
+        self._taken = not self
+
+    def take(self, link: Link | None, *, must: bool = False) -> bool:
+        """Copy what its owners could change, once for all receivers; return whether what is here stays as it is.
+
+        Nobody may hold the arrays on the sender's part any more, lest they be copied without need.
+
+        :param link: what it leaves by, if there is one yet.
+        :param must: do so even where as many copies as there may be are under way; see `collective.links.snapshot`.
+        """
+        shared = link is None or link.kind == "shm"
+        self._taken = self._taken or snapshot(self, self._lent, must=must, shared=shared)
+        return self._taken
 
 
-def dumps(obj: object, what: str, of: object = None, *, in_call: bool = True) -> tuple[bytes, list[memoryview]]:
-    """Take an object apart into a pickle and the memory beside it, which is the object's own until copied.
+class Lent(Generic[T]):
+    """What `lend` returns. Where it is pickled, what is in it is, and the memory that is met meanwhile is lent."""
 
-    The memory is a Beside where the object has refs to tensors in it, which only what goes `in_call` may have.
+    __slots__ = ("_value",)
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _second, (_Mark(lends=True), self._value, _Mark(lends=False))
+
+    def __repr__(self) -> str:
+        return f"<{type(self._value).__name__}, lent>"
+
+
+class _Mark:
+    """Tells the memory that is met while a Lent is pickled: pickle takes a tuple apart in its order."""
+
+    __slots__ = ("_lends",)
+
+    def __init__(self, *, lends: bool) -> None:
+        self._lends = lends
+
+    def __reduce__(self) -> tuple[object, ...]:
+        _leaving.mark(lends=self._lends)
+        return bool, ()
+
+
+def _second(_: object, value: T, __: object) -> T:
+    return value
+
+
+class _Leaving(threading.local):
+    """The memory beside what this thread pickles, and the places of what is lent of it."""
+
+    buffers: Sequence[object] = ()
+    lent: frozenset[int] = frozenset()
+    _begun: tuple[int, ...] = ()
+
+    def start(self, buffers: list[pickle.PickleBuffer]) -> None:
+        buffers.clear()
+        self.buffers = buffers
+        self.lent, self._begun = frozenset(), ()
+
+    def mark(self, *, lends: bool) -> None:
+        if lends:
+            self._begun += (len(self.buffers),)
+        elif self._begun:
+            self.lent = self.lent.union(range(self._begun[-1], len(self.buffers)))
+            self._begun = self._begun[:-1]
+
+
+_leaving = _Leaving()
+
+
+def dumps(obj: object, what: str, of: object = None, *, in_call: bool = True) -> tuple[bytes, list[Any]]:
+    """Take an object apart into a pickle and what is beside it: nothing, or a Beside.
+
+    The memory is the object's own until `Beside.take`. Only what goes `in_call` may have refs to tensors in it.
 
     :param what: names the object in the error; so does `of`, whose text is taken only then.
 
     Raises:
         NotPicklable: neither pickle nor cloudpickle can.
     """
-    if not in_call:
-        return _dumps(obj, what, of, [])
-    refs = freight.start_leaving()
+    refs = freight.start_leaving() if in_call else []
     try:
-        data, buffers = _dumps(obj, what, of, refs)
+        return _dumps(obj, what, of, refs)
     finally:
         freight.stop_leaving()
-    return (data, Beside(buffers, refs)) if refs else (data, buffers)
+        _leaving.buffers = ()  # They hold the arrays.
 
 
-def _dumps(obj: object, what: str, of: object, refs: list[TensorRef]) -> tuple[bytes, list[memoryview]]:
+def _dumps(obj: object, what: str, of: object, refs: list[TensorRef]) -> tuple[bytes, list[Any]]:
     buffers: list[pickle.PickleBuffer] = []
+    _leaving.start(buffers)
     try:
         entries = _reducers()
         if not entries:
             data = pickle.dumps(obj, PROTOCOL, buffer_callback=buffers.append)
         if entries or _IN_BAND in data:
-            buffers.clear()
+            _leaving.start(buffers)
             refs.clear()
             data = _dumps_arrays(obj, buffers.append)
         by_value = b"__main__" in data
     except Exception:  # whatever a __reduce__ raises: cloudpickle tries next, and reports its own failure
         by_value = True
     if by_value:
-        buffers.clear()
+        _leaving.start(buffers)
         refs.clear()
         try:
             data = _dumps_by_value(obj, buffers.append)
         except Exception as error:
             raise _not_picklable(what, of, error) from error
-    return data, [buffer.raw() for buffer in buffers] if buffers else []
+    if not buffers and not refs:
+        return data, []
+    return data, Beside([buffer.raw() for buffer in buffers], refs, _leaving.lent)
 
 
 def loads(data: Buffer, buffers: Sequence[memoryview], what: str, of: object = None) -> Any:

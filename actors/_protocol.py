@@ -74,13 +74,11 @@ def pack(
     return HEAD.pack(kind | ASIDE, number) + tail, (data, *buffers)
 
 
-def load(
-    header: bytes, buffers: Sequence[Buffer], refs: Sequence[TensorRef], freight: Freight
-) -> tuple[bytes, Sequence[Buffer], Shipment]:
-    """Add the refs that a message's pickle has in it; they are counted until it has arrived."""
+def load(header: bytes, refs: Sequence[TensorRef], freight: Freight) -> tuple[bytes, Shipment]:
+    """Add to a header the refs that its message's pickle has in it; they are counted until it has arrived."""
     shipment = freight.ship(refs)
     table = shipment.table
-    return b"".join((bytes((header[0] | REFS,)), header[1:], table, LENGTH.pack(len(table)))), tuple(buffers), shipment
+    return b"".join((bytes((header[0] | REFS,)), header[1:], table, LENGTH.pack(len(table)))), shipment
 
 
 def unload(message: Message, endpoint: Endpoint, link: Link | None) -> Message:

@@ -50,7 +50,7 @@ class Ending(enum.Enum):
 class Running:
     """One call on an actor, from its request to its reply. Its `run` is a task of its own."""
 
-    __slots__ = ("_body", "_ending", "_started", "method", "number", "session", "stream", "task", "where")
+    __slots__ = ("_body", "_ending", "_job", "_started", "method", "number", "session", "stream", "task", "where")
 
     def __init__(self, session: Session, number: int, method: Served, body: tuple[Any, Sequence[memoryview]]) -> None:
         self.session = session
@@ -60,6 +60,7 @@ class Running:
         self.task: asyncio.Task[None] | None = None
         self.stream: Channel | None = None
         self._body = body
+        self._job: Job | None = None
         self._started = False
         self._ending: Ending | None = None
 
@@ -75,6 +76,8 @@ class Running:
     async def run(self) -> None:
         """Run the method, then reply."""
         self._started = True
+        result: Any = None
+        taken: tuple[bytes, list[Any]] | None = None
         try:
             with CallScope() as scope:
                 try:
@@ -84,21 +87,21 @@ class Running:
                         self.stream = await self.session.stream(self.number)
                     args, kwargs = loads(*self._body, "an argument", self.where)
                     self._body = (b"", ())
-                    result = None
                     if self.method.kind is Kind.ASYNC:
                         result = self.method.function(*args, **kwargs)
                         # A wrapper around an async method may return what is none.
                         if type(result) is CoroutineType or _is_to_be_awaited(result):
                             result = await result
                     elif self.stream is None:
-                        result = await self._in_thread(args, kwargs)
+                        taken = await self._in_thread(args, kwargs)
                     else:
                         await self._generate(self.stream, args, kwargs)
                     del args, kwargs
                 except BaseException as error:  # SystemExit too: it is the method's outcome, not the end of the actor
                     kind, data, buffers = self._failure(error, scope)
                 else:
-                    kind, data, buffers = self._success(result)
+                    kind, data, buffers = self._success(result) if taken is None else (protocol.RESULT, *taken)
+            del result, taken  # What nobody holds any more need not be copied.
             # From here on it has ended, and nothing cancels it.
             self.session.running.pop(self.number, None)
             try:
@@ -106,11 +109,15 @@ class Running:
             except Exception as error:  # more than a link carries; whatever it is, the caller must not wait for ever
                 await self._reply(*self._error(error, ()))
         finally:
+            if self._job is not None:
+                self._job.let_go()
+                self._job = None  # It refers to this object.
             self.session.dispatcher.ended(self)
 
-    async def _in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, list[Any]]:
+        """Run a plain method in a worker thread, which takes its result before it turns to the next one."""
         function = self.method.function
-        job = Job(lambda: _in_full(function(*args, **kwargs)))
+        self._job = job = Job(lambda: self._taken(_in_full(function(*args, **kwargs))))
         self.session.workers.submit(job)
         try:
             value, error = await job.result
@@ -119,14 +126,23 @@ class Running:
             raise
         if error is not None:
             raise error
-        if _is_to_be_awaited(value):
-            if inspect.iscoroutine(value):
-                value.close()
+        taken: tuple[bytes, list[Any]] = value
+        return taken
+
+    def _taken(self, result: Any) -> tuple[bytes, list[Any]]:
+        """Take the result of a plain method, in its thread; where there is no room for it, have the thread wait."""
+        if _is_to_be_awaited(result):
+            if inspect.iscoroutine(result):
+                result.close()
             raise TypeError(
                 f"{self.where} is a plain method but returned an awaitable; declare it with async def, "
                 "and a decorator of it with functools.wraps"
             )
-        return value
+        data, beside = dumps(result, "the result", self.where)
+        del result
+        if type(beside) is Beside and not beside.take(self.session.link) and self._job is not None:
+            self._job.hold()
+        return data, beside
 
     async def _generate(self, channel: Channel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         flow = _Flow(self, channel)
@@ -135,11 +151,14 @@ class Running:
             raise TypeError(f"{self.where} is a stream but returned {generator!r}, which is no async generator")
         try:
             async for item in generator:
-                await flow.take()
                 data, buffers = dumps(item, "an item", self.where)
                 del item
-                header, parts, shipment = self._pack(protocol.ITEM, 0, data, buffers)
-                del data, buffers
+                if type(buffers) is Beside:
+                    buffers.take(channel.link, must=True)  # One at a time; and it may wait long for its reader.
+                await flow.take()
+                header, aside, shipment = self._pack(protocol.ITEM, 0, data, buffers)
+                parts = (*aside, *buffers)
+                del data, aside, buffers
                 try:
                     await protocol.send(channel, header, parts)
                 except asyncio.CancelledError as cancelled:
@@ -155,14 +174,16 @@ class Running:
             await generator.aclose()
 
     def _pack(
-        self, kind: int, number: int, data: bytes, buffers: Sequence[memoryview]
+        self, kind: int, number: int, data: bytes, beside: Sequence[Buffer]
     ) -> tuple[bytes, Sequence[Buffer], Shipment | None]:
-        header, parts = protocol.pack(kind, number, data, buffers)
-        if type(buffers) is Beside:
-            return protocol.load(header, parts, buffers.refs, self.session.freight)
-        return header, parts, None
+        """Return a message's header, its pickle where that is a buffer of its own, and the refs that it has in it."""
+        header, aside = protocol.pack(kind, number, data)
+        if type(beside) is Beside and beside.refs:
+            header, shipment = protocol.load(header, beside.refs, self.session.freight)
+            return header, aside, shipment
+        return header, aside, None
 
-    def _success(self, result: Any) -> tuple[int, bytes, Sequence[memoryview]]:
+    def _success(self, result: Any) -> tuple[int, bytes, Sequence[Buffer]]:
         if self.stream is not None:
             return protocol.END, b"", ()
         try:
@@ -170,7 +191,7 @@ class Running:
         except Exception as error:
             return self._error(error, ())
 
-    def _failure(self, error: BaseException, scope: CallScope) -> tuple[int, bytes, Sequence[memoryview]]:
+    def _failure(self, error: BaseException, scope: CallScope) -> tuple[int, bytes, Sequence[Buffer]]:
         """Turn how the method ended into a reply; groups in which it left a collective unfinished are broken now."""
         reason = "was cancelled" if isinstance(error, asyncio.CancelledError) else f"raised {type(error).__name__}"
         broken = scope.abandon(f"{self.where} {reason}")
@@ -184,26 +205,38 @@ class Running:
             return protocol.END, b"", ()
         return protocol.CANCELLED, *dumps(broken, "names of groups")
 
-    def _error(self, error: BaseException, broken: Sequence[str]) -> tuple[int, bytes, Sequence[memoryview]]:
+    def _error(self, error: BaseException, broken: Sequence[str]) -> tuple[int, bytes, Sequence[Buffer]]:
         return protocol.ERROR, *dumps((dumps_error(error, OWN_MODULES), list(broken)), f"the error of {self.where}")
 
-    async def _reply(self, kind: int, data: bytes, buffers: Sequence[memoryview]) -> None:
-        header, parts, shipment = self._pack(kind, self.number, data, buffers)
+    async def _reply(self, kind: int, data: bytes, beside: Sequence[Buffer]) -> None:
+        header, aside, shipment = self._pack(kind, self.number, data, beside)
         if self.stream is None:
             try:
-                if not self.session.reply_now(header, parts):
-                    await self.session.reply(header, parts)
+                if not self.session.reply_now(header, (*aside, *beside)):
+                    await self._reply_later(header, aside, beside)
             except BaseException:
                 if shipment is not None:
                     shipment.lost()
                 raise
             return
         try:
-            await self.stream.send(header, parts)
+            await self.stream.send(header, (*aside, *beside))
         except LinkError:
             return  # the reader is gone, and knows
         finally:
             self.stream.close()
+
+    async def _reply_later(self, header: bytes, aside: Sequence[Buffer], beside: Sequence[Buffer]) -> None:
+        """Send a reply of which nothing may change while it waits to leave."""
+        session = self.session
+        if type(beside) is not Beside or beside.take(session.link):
+            await session.reply(header, (*aside, *beside))
+            return
+        async with session.turn:
+            beside.take(session.link, must=True)
+            if self._job is not None:
+                self._job.let_go()
+            await session.reply(header, (*aside, *beside))
 
 
 def _is_to_be_awaited(value: Any) -> bool:

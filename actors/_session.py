@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from actors._dispatch import Dispatcher
     from actors._threads import Workers
-    from collective.abc import Buffer, Channel, Message
+    from collective.abc import Buffer, Channel, Link, Message
 
 
 class Session:
@@ -39,11 +39,18 @@ class Session:
         self._newest = 0
         self._withdrawn: set[int] = set()
         self.freight = Freight()
+        self.turn = asyncio.Lock()
+        """Held by the reply that is copied though as much as may be waits to be sent: one of a session at a time."""
 
     @property
     def workers(self) -> Workers:
         """The actor's worker threads."""
         return self.dispatcher.workers
+
+    @property
+    def link(self) -> Link | None:
+        """What it goes by."""
+        return self.freight.link
 
     def attach(self, what: int, number: int, channel: Channel) -> None:
         """Take a channel that the caller opened."""

@@ -25,6 +25,8 @@ class Job:
         self._function = function
         self._context = copy_context()
         self._cancelled = False
+        self._held: threading.Event | None = None
+        self._let_go = False
         self._inner: set[asyncio.Task[Any]] = set()
 
     async def cancel(self) -> None:
@@ -47,11 +49,26 @@ class Job:
             except BaseException as raised:  # even SystemExit is the caller's to hear, and must not end the thread
                 error = raised
         self._context = Context()  # The other has this job in it, and its result would wait for the garbage collector.
+        del self._function  # It has the arguments in it, and their memory is somebody else's.
         try:
             self.loop.call_soon_threadsafe(self._end, value, error)
         except RuntimeError:
             # The loop has closed: the actor is gone, and nobody waits.
             return
+        if self._held is not None:
+            self._held.wait()
+
+    def hold(self) -> None:
+        """Have the worker thread start nothing else before `let_go`, though this job ends; in the worker thread."""
+        self._held = threading.Event()
+        if self._let_go:  # before it was held: its call was cancelled
+            self._held.set()
+
+    def let_go(self) -> None:
+        """End what `hold` began, if it did."""
+        self._let_go = True
+        if self._held is not None:
+            self._held.set()
 
     def run_on_loop(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an async function on the actor's loop and wait for it; in the worker thread."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from actors._broadcast import broadcast
 from actors._caller import call
 from actors._interface import Kind
-from actors._pickling import dumps
+from actors._pickling import Lent, dumps
 from actors.actor import Actor
 from actors.errors import NotReady
 from actors.streams import Stream, Streams
@@ -23,6 +23,22 @@ A = TypeVar("A", bound=Actor)
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+
+def lend(value: T) -> T:
+    """Have a call carry the arrays and tensors in `value` without copying them first; they arrive as they otherwise do.
+
+    For an argument, `await handle.fit(lend(batch))`, a result, `return lend(self.weights)`, or an item of a stream, or
+    any part of one. Otherwise what a call carries is what it was when the call was made, when the method returned or
+    when the generator yielded, and memory that somebody could change before it has left is copied for that. Who lends
+    gives his word that nobody changes it for longer: an argument before the call has returned or raised, a result or an
+    item before the reader has it, memory of `collective.links.allocate` before all receivers have let go. Where that
+    does not hold, what arrives is partly old and partly new; nothing else comes of it. Numbers, strings and the like
+    are copied in any case.
+
+    What it returns stands for `value` in what is sent, and is of no other use.
+    """
+    return cast("T", Lent(value))
 
 
 class Handle(Generic[A]):
@@ -261,9 +277,11 @@ class BoundMethods:
         """Call it with one tuple of arguments for all, pickled once, or with one for each."""
         what = f"an argument of {self!r}"
         pickles = [dumps(each, what) for each in arguments]
-        if len(pickles) == 1:
-            pickles *= len(self._targets)
-        return await broadcast(self._targets, self._method, pickles)
+        del arguments
+        # Once it has run out an iterator holds nothing of them, as this frame would.
+        leaving = iter(pickles * len(self._targets) if len(pickles) == 1 else pickles)
+        del pickles
+        return await broadcast(self._targets, self._method, leaving)
 
     def __repr__(self) -> str:
         role = self._targets[0].role if self._targets else "(nobody)"

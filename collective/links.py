@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING
 from collective._links.hosts import default_host
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
+    from typing import Any
 
     from collective._links.arena import Block
     from collective.abc import Endpoint
     from collective.types import ArenaStatistics
 
-__all__ = ["allocate", "arena_statistics", "default_host", "loop_endpoint", "open_endpoint", "private"]
+__all__ = ["allocate", "arena_statistics", "default_host", "loop_endpoint", "open_endpoint", "private", "snapshot"]
 
 
 async def open_endpoint(
@@ -91,6 +92,22 @@ def private(buffer: memoryview) -> memoryview:
     from collective._links import borrowing
 
     return borrowing.private(buffer)
+
+
+def snapshot(buffers: list[Any], lent: Container[int] = (), *, must: bool = False, shared: bool = True) -> bool:
+    """Replace each flat buffer that somebody else could change by a copy, in the list; return whether that was done.
+
+    For who sends later than now. What nobody else refers to is not copied, nor memory of blocks, nor what is received
+    from others and read in place. Large copies lie in the arena, so that any number of receivers read them there.
+
+    :param lent: places of buffers whose owners promised not to change them.
+    :param must: copy even where more than GANGLINE_ARENA_BYTES of copies would then be waiting to be sent. Who need
+        not waits until nothing of its own waits any more, and must then.
+    :param shared: whether some receiver may read the arena; else the memory is plain.
+    """
+    from collective._links import snapshots
+
+    return snapshots.snapshot(buffers, lent, must=must, shared=shared)
 
 
 def arena_statistics() -> ArenaStatistics:

@@ -7,7 +7,7 @@ import pytest
 EXPORTS = {
     "actors": """
         Actor ActorClosed ActorError Gang GangHandle GangStartError GroupHandle Handle Handles NotPicklable NotReady
-        RemoteCancelled RemoteError RemoteTraceback Role Stream Streams TensorRef TensorStore from_thread
+        RemoteCancelled RemoteError RemoteTraceback Role Stream Streams TensorRef TensorStore from_thread lend
     """,
     "collective": """
         BackendError Batch CollectiveError CollectiveMismatch CollectiveTimeout ConsumerLeft EntryStatistics Group

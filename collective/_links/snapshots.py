@@ -1,0 +1,111 @@
+"""Copies of buffers that their owners may change before they have left.
+
+What is sent later than it was given is copied first: once, into the arena, where every receiver reads it in place. What
+nobody else can change is not.
+"""
+
+from __future__ import annotations
+
+import weakref
+from itertools import count
+from sys import getrefcount
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from collective._links.arena import arena
+from collective._links.borrowing import Borrowed
+from collective.abc import LARGE
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+_numbers: Final = count(1)
+_under_way: Final[dict[int, int]] = {}
+"""Bytes of each copy that somebody has still to send."""
+
+
+class _Copy(np.ndarray):
+    """Memory of a copy outside the arena; who looks at any of it keeps it alive."""
+
+
+def snapshot(buffers: list[Any], lent: Container[int] = (), *, must: bool = False, shared: bool = True) -> bool:
+    """Replace each flat buffer whose owner could change it by a copy, in the list; return whether all is done.
+
+    It is not where copies of more than the arena's limit would be under way then, unless it `must`.
+
+    :param lent: places of buffers whose owners have promised not to change them.
+    :param shared: whether some receiver can read the arena.
+    """
+    places = [
+        place for place, view in enumerate(buffers) if type(view) is not bytes and place not in lent and _changes(view)
+    ]
+    total = sum(len(buffers[place]) for place in places)
+    if total > LARGE and not must and sum(list(_under_way.values())) + total > arena().limit:
+        return False
+    small = [place for place in places if len(buffers[place]) <= LARGE]
+    # What is small travels as data, and needs no memory of its own.
+    memory = memoryview(b"".join([buffers[place] for place in small]))
+    at = 0
+    for place in places:
+        size = len(buffers[place])
+        if size <= LARGE:
+            buffers[place] = memory[at : at + size]
+            at += size
+        else:
+            buffers[place] = _copied(buffers[place], shared=shared)
+    return True
+
+
+def _copied(view: memoryview, *, shared: bool) -> memoryview:
+    memory = _memory(len(view), shared=shared)
+    np.copyto(np.frombuffer(memory, np.uint8), np.frombuffer(view, np.uint8))
+    number = next(_numbers)
+    _under_way[number] = len(view)
+    weakref.finalize(memory.obj, _under_way.pop, number).atexit = False
+    return memory
+
+
+def _memory(nbytes: int, *, shared: bool) -> memoryview:
+    if shared:
+        try:
+            return arena().allocate(nbytes).memory
+        except MemoryError:  # Receivers hold what the arena may have, for as long as they like.
+            pass
+    return np.empty(nbytes, np.uint8).view(_Copy).data
+
+
+def _changes(view: memoryview) -> bool:
+    """Whether somebody could change what a buffer shows.
+
+    Nobody can who does not refer to its memory, nor to what that memory is borrowed from; and memory of blocks is not
+    changed, by their owners' word.
+    """
+    if _holders(view) <= _ALONE:
+        return False
+    block = arena().find(view)
+    if block is not None:
+        arena().release(block[0])
+    return block is None
+
+
+def _holders(view: memoryview) -> float:
+    """Return how many refer to an owner of a buffer's memory: 0 where nobody can change it, infinity if unknown."""
+    most = 0
+    owner: Any = view.obj
+    while True:
+        if type(owner) is bytes or isinstance(owner, Borrowed):
+            return 0
+        most = max(most, getrefcount(owner) + weakref.getweakrefcount(owner))
+        if type(owner) is memoryview:
+            owner = owner.obj
+        elif not isinstance(owner, np.ndarray):
+            return float("inf")
+        elif owner.base is None:
+            return most if owner.flags.owndata else float("inf")
+        else:
+            owner = owner.base
+
+
+_ALONE: Final = _holders(np.empty(1, np.uint8).data)
+"""What `_holders` counts where there is the buffer alone: versions of Python differ in what they count on the stack."""
