@@ -38,6 +38,8 @@ class Meeting:
         self._context = context
         self._invited: asyncio.Future[bytes] | None = None
         self._heard: list[bytes] = []
+        self._made: Segment | None = None
+        self._given_up = False
 
     def hear(self, message: bytes) -> None:
         """Take what another member's meeting told."""
@@ -45,8 +47,26 @@ class Meeting:
         if self._invited is not None and not self._invited.done():
             self._invited.set_result(message)
 
-    async def meet(self) -> Segment:
-        """Wait for all members and return this one's segment. Raises: BackendError."""
+    def take(self) -> Segment | None:
+        """Return the segment, which is the caller's from now on; None where the meeting was given up."""
+        made, self._made = self._made, None
+        return made
+
+    def give_up(self) -> None:
+        """Keep no segment, also none that is yet to be made. Idempotent."""
+        self._given_up = True
+        made = self.take()
+        if made is not None:
+            made.close()
+
+    def _keep(self, segment: Segment) -> None:
+        # Not returned: who awaits it may be cancelled in the very turn in which it is made.
+        self._made = segment
+        if self._given_up:
+            self.give_up()
+
+    async def meet(self) -> None:
+        """Wait for all members and make this one's segment, for `take`. Raises: BackendError."""
         context = self._context
         if context.size > MEMBERS:  # a descriptor of each goes to each in one message, and the kernel takes 253
             raise BackendError(f"shm: at most {MEMBERS} members share memory, and group {context.group!r} has more")
@@ -60,7 +80,7 @@ class Meeting:
             await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
             if not meeting.done():
                 raise BackendError(self._invited.result().removeprefix(_FAIL).decode())
-            return meeting.result()
+            meeting.result()
         except (BackendError, OSError) as error:
             text = f"shm: rank {context.rank} of group {context.group!r} cannot share memory: {error}"
             failure = error if isinstance(error, BackendError) else BackendError(text)
@@ -73,11 +93,13 @@ class Meeting:
             await _end(meeting)
             self._invited.cancel()
 
-    async def _host(self) -> Segment:
+    async def _host(self) -> None:
         loop, context, geometry = asyncio.get_running_loop(), self._context, Geometry(self._context.size)
         name, nonce = secrets.token_hex(_BYTES // 2).encode(), secrets.token_bytes(_BYTES)
         tokens = {rank: secrets.token_bytes(_BYTES) for rank in range(1, context.size)}
         guests: dict[int, socket.socket] = {}
+        strangers: set[socket.socket] = set()
+        """Who has not said yet which member it is."""
         everyone = asyncio.Event()
         greeting: set[asyncio.Task[None]] = set()
 
@@ -86,20 +108,29 @@ class Meeting:
                 said = await _read(guest, 4 + _BYTES)
                 rank = int.from_bytes(said[:4], "little")
                 if rank not in guests and compare_digest(tokens.get(rank, b""), said[4:]):
+                    strangers.discard(guest)
                     guests[rank] = guest
                     if len(guests) == len(tokens):
                         everyone.set()
                     return
             except OSError:  # a stranger, or a member that died and whose link tells of it
                 pass
-            except BaseException:
-                guest.close()
-                raise
+            strangers.discard(guest)
             guest.close()
+
+        def dismiss() -> None:
+            for guest in (*guests.values(), *strangers):
+                guest.close()
 
         async def receive(listener: socket.socket) -> None:
             while True:
-                guest, _ = await loop.sock_accept(listener)
+                await _readable(listener)
+                try:  # not by the loop, which would lose it where this is cancelled meanwhile
+                    guest, _ = listener.accept()
+                except BlockingIOError:  # it has gone again
+                    continue
+                guest.setblocking(False)
+                strangers.add(guest)
                 task = asyncio.ensure_future(greet(guest))
                 greeting.add(task)
                 task.add_done_callback(greeting.discard)
@@ -108,6 +139,7 @@ class Meeting:
             listener = stack.enter_context(_unix_socket())
             listener.bind(_abstract(name))
             listener.listen(socket.SOMAXCONN)
+            stack.callback(dismiss)
             for rank, token in tokens.items():
                 context.tell(rank, _COME + name + token + nonce)
             receiving = asyncio.ensure_future(receive(listener))
@@ -116,8 +148,6 @@ class Meeting:
             finally:
                 for task in (receiving, *greeting):
                     await _end(task)
-                for guest in guests.values():
-                    stack.enter_context(guest)
             memory = create_memory(geometry, nonce)
             stack.callback(os.close, memory)
             bells = _make_bells(context.size)
@@ -129,9 +159,9 @@ class Meeting:
                 await _read(guest, len(_READY))
             for guest in guests.values():
                 await loop.sock_sendall(guest, _GO)
-        return segment
+        self._keep(segment)
 
-    async def _visit(self) -> Segment:
+    async def _visit(self) -> None:
         loop, context, geometry = asyncio.get_running_loop(), self._context, Geometry(self._context.size)
         assert self._invited is not None
         invitation = await self._invited
@@ -156,7 +186,7 @@ class Meeting:
             stack.push(lambda kind, *_: segment.close() if kind is not None else None)
             await loop.sock_sendall(host, _READY)
             await _read(host, len(_GO))
-        return segment
+        self._keep(segment)
 
 
 def _segment(geometry: Geometry, rank: int, memory: int, bells: list[int]) -> Segment:

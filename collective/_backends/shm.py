@@ -41,7 +41,7 @@ class ShmPlane(AnnouncingPlane):
     def __init__(self, context: PlaneContext) -> None:
         self._context = context
         self._meeting = Meeting(context)
-        self._opening: asyncio.Task[Segment] | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._segment: Segment | None = None
         self._driver: Driver | None = None
         self._ended = False
@@ -58,14 +58,17 @@ class ShmPlane(AnnouncingPlane):
         if context.size > 1:
             self._opening = asyncio.ensure_future(self._meeting.meet())
             try:
-                self._segment = await self._opening
-            except asyncio.CancelledError:
+                await self._opening
+            except BaseException:
+                self._meeting.give_up()
                 self._opening.cancel()
-                if self._ended:
+                await asyncio.wait([self._opening])
+                task = asyncio.current_task()
+                if self._ended and self._opening.cancelled() and not (task and task.cancelling()):
                     raise self._abandoned() from None
                 raise
-            if self._ended:
-                self._segment.close()
+            self._segment = self._meeting.take()
+            if self._segment is None:
                 raise self._abandoned()
         self._driver = Driver(asyncio.get_running_loop(), self._segment, context.group)
 
@@ -124,6 +127,7 @@ class ShmPlane(AnnouncingPlane):
 
     def abandon(self) -> None:
         self._ended = True
+        self._meeting.give_up()
         if self._opening is not None:
             self._opening.cancel()
         if self._driver is not None:
@@ -132,6 +136,7 @@ class ShmPlane(AnnouncingPlane):
 
     async def aclose(self) -> None:
         self._ended = True
+        self._meeting.give_up()
         if self._driver is not None:
             await self._driver.aclose()
             self._segment = None

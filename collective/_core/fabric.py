@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
+import struct
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,10 @@ _ROOM = LARGE - 1024
 """Bytes of buffers that fit beside a header in one `send_nowait`."""
 _WINDOW = 128 << 20
 """Bytes of credit between two members: more than the budgets of their mailboxes, which bound what is under way."""
+_RANK = struct.Struct("<I")
+"""What the payload of a channel begins with: who opens it. That of a data channel goes on with its ticket, pickled."""
+
+_log = logging.getLogger(__name__)
 
 
 class _Outbox:
@@ -117,7 +123,7 @@ class Fabric:
     async def open_data(self, rank: int, ticket: Any) -> Channel:
         """Open a channel of its own to a peer, for a message that is too large to buffer there."""
         link = await self._link(rank)
-        channel = link.open(self._port, pickle.dumps((self._rank, ticket), 5))
+        channel = link.open(self._port, _RANK.pack(self._rank) + pickle.dumps(ticket, 5))
         self._channels.add(channel)
         return channel
 
@@ -174,7 +180,7 @@ class Fabric:
         try:
             if outbox.channel is None:
                 link = await self._link(rank)
-                outbox.channel = link.open(self._port, pickle.dumps((self._rank, None), 5), window=_WINDOW)
+                outbox.channel = link.open(self._port, _RANK.pack(self._rank), window=_WINDOW)
             while outbox.queue:
                 header, buffers = outbox.queue.popleft()
                 await outbox.channel.send(header, buffers)
@@ -192,11 +198,15 @@ class Fabric:
             self.on_lost(rank, str(error))
 
     def _accept(self, channel: Channel) -> None:
-        rank, ticket = pickle.loads(channel.payload)
+        rank = self._opener(channel)
+        if rank is None:
+            channel.close()
+            return
         self._watch(rank, channel.link)
         self._channels.add(channel)
-        if ticket is not None:
-            self.on_data(rank, ticket, channel)
+        ticket = channel.payload[_RANK.size :]
+        if ticket:
+            self.on_data(rank, pickle.loads(ticket), channel)
             return
 
         def on_message(message: Message) -> None:
@@ -207,3 +217,15 @@ class Fabric:
             self._channels.discard(channel)
 
         channel.subscribe(on_message, on_end)
+
+    def _opener(self, channel: Channel) -> int | None:
+        """Return the rank of the member that opened a channel, or None where the link's other end is not that member.
+
+        Before anything is unpickled: who proved a credential that opens this port may be no member of this group.
+        """
+        if len(channel.payload) >= _RANK.size:
+            (rank,) = _RANK.unpack_from(channel.payload)
+            if rank < len(self._members) and self._members[rank].address.endpoint == channel.link.remote:
+                return int(rank)
+        _log.warning("%s: endpoint %s opened a channel as a member that it is not", self._port, channel.link.remote)
+        return None

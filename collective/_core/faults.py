@@ -73,6 +73,7 @@ class Faults:
             reason = f"group {parent!r}, which it was split from, ended its epoch ({why})"
             self.outlived = lambda: GroupBroken(engine.name, reason, "reset the parent and split it again")
             self.break_off(engine.current, self.outlived, reason)
+            engine.resets.fail(self.outlived)
 
     def end_with(self, error: Callable[[], Exception]) -> None:
         """Leave the group for good, at once: what is pending raises `error()`."""

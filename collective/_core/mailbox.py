@@ -72,6 +72,8 @@ class Mailbox:
         self._arrived: dict[tuple[int, int], deque[Arrival]] = {}
         self._wanted: dict[tuple[int, int], deque[Recv]] = {}
         self._matched: dict[tuple[int, int], Arrival] = {}
+        self._incoming: set[Channel] = set()
+        """On which the bytes of messages come."""
         self._active: set[Work[Any]] = set()
         self._offers: dict[int, Offer] = {}
         self._tickets = 0
@@ -150,9 +152,14 @@ class Mailbox:
             self._fabric.forget(channel)
             return
         memory = arrival.coming.data
+        self._incoming.add(channel)
+
+        def forget() -> None:
+            self._incoming.discard(channel)
+            self._fabric.forget(channel)
 
         def on_message(message: Message) -> None:
-            self._fabric.forget(channel)
+            forget()
             del self._matched[src, ticket]
             data = np.frombuffer(message.buffers[0], np.uint8)
             if data.ctypes.data != arrival.coming.ctypes.data:  # a small one comes in memory of its own
@@ -160,7 +167,7 @@ class Mailbox:
             self._land(arrival)
 
         def on_end(error: Exception) -> None:
-            self._fabric.forget(channel)
+            forget()
             self._end_transfer(src)
 
         channel.subscribe(on_message, on_end, lambda header, sizes: [memory])
@@ -170,6 +177,9 @@ class Mailbox:
         active, self._active = self._active, set()
         for work in active:
             work._fail(error())
+        for channel in self._incoming:
+            self._fabric.forget(channel)  # what still comes is nobody's
+        self._incoming.clear()
         self._arrived.clear()
         self._wanted.clear()
         self._matched.clear()

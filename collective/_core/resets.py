@@ -34,10 +34,13 @@ class Resets:
         try:
             await engine.current.plane.open()
         except BackendError:
-            # The loss of a peer explains it better, and may be told a moment later.
-            await asyncio.wait([self._loss], timeout=LIBRARY_GRACE)
+            if engine.current.fault is None:
+                # The loss of a peer explains it better, and may be told a moment later.
+                await asyncio.wait([self._loss], timeout=LIBRARY_GRACE)
             engine.faults.raise_lost()
+            self._raise_fault()
             raise
+        self._raise_fault()
         await self._join("open")
         engine.current.begin()
 
@@ -128,11 +131,19 @@ class Resets:
             await self._reset_to(target)
         self._engine.fabric.post(rank, ("reset.", question))
 
+    def _raise_fault(self) -> None:
+        """Raise what has ended the epoch while it was being opened."""
+        fault = self._engine.fault()
+        if fault is not None:
+            raise fault
+
     async def _join(self, phase: str) -> None:
         """Wait until every member has come to this point."""
         engine = self._engine
         number = engine.current.number
         engine.faults.raise_lost()
+        if engine.faults.outlived is not None:
+            raise engine.faults.outlived()
         try:
             async with asyncio.timeout(engine.timeout):
                 await self._rounds.join(phase, number)
