@@ -70,7 +70,9 @@ class Mux(Link):
     ) -> None:
         self.carrier = carrier
         self.remote = remote
-        self.credential = credential
+        self.credential = credential.name
+        self.proven = credential
+        """The credential itself: another endpoint may have another key by that name."""
         self.number = number
         """Identifies this link, at both ends."""
         self.loop = asyncio.get_running_loop()

@@ -24,7 +24,7 @@ class Ports:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._grants: dict[str, tuple[Credential, tuple[str, ...]]] = {}
+        self._grants: dict[str, tuple[Credential | None, tuple[str, ...]]] = {}
         self._served: dict[str, Callable[[Channel], None]] = {}
         self._unserved: dict[str, None] = {}
         self._waiting: dict[str, list[MuxChannel]] = {}
@@ -59,11 +59,11 @@ class Ports:
     def opened(self, mux: Mux, channel: MuxChannel) -> None:
         """Take a channel that the other end opened."""
         port = channel.port
-        granted, prefixes = self._grants.get(mux.credential.name, (None, ()))
+        granted, prefixes = self._grants.get(mux.credential, (None, ()))
         handler = self._served.get(port)
         # Who was dialed with another key of that name has proved that other one.
-        if granted != mux.credential or not port.startswith(prefixes):
-            channel.refuse(f"port {port!r} is not granted to credential {mux.credential.name!r}")
+        if granted != mux.proven or not port.startswith(prefixes):
+            channel.refuse(f"port {port!r} is not granted to credential {mux.credential!r}")
         elif handler is not None:
             self._hand_over(channel, handler)
         elif port in self._unserved:

@@ -34,6 +34,9 @@ from ray.experimental.rdt import (
     register_tensor_transport,
 )
 from ray.experimental.rdt import util as transports
+from ray.experimental.rdt.collective_tensor_transport import GLOOTensorTransport, NCCLTensorTransport
+from ray.experimental.rdt.cuda_ipc_transport import CudaIpcTransport
+from ray.experimental.rdt.nixl_tensor_transport import NixlTensorTransport
 
 from collective import tensors
 from collective._core.offload import in_thread
@@ -235,17 +238,17 @@ class _TorchTransport(transports.TransportManagerInfo):
     __slots__ = ()
 
     @property
-    def data_type(self) -> type:  # type: ignore[override]  # a field there
+    def data_type(self) -> type:
         tensors.load("torch")
         tensor: type = sys.modules["torch"].Tensor
         return tensor
 
 
 _TORCH_TRANSPORTS: Final = {
-    "NIXL": _TorchTransport(transports.NixlTensorTransport, ["cuda", "cpu"], object),
-    "GLOO": _TorchTransport(transports.GLOOTensorTransport, ["cpu"], object),
-    "NCCL": _TorchTransport(transports.NCCLTensorTransport, ["cuda"], object),
-    "CUDA_IPC": _TorchTransport(transports.CudaIpcTransport, ["cuda"], object),
+    "NIXL": _TorchTransport(NixlTensorTransport, ["cuda", "cpu"], object),
+    "GLOO": _TorchTransport(GLOOTensorTransport, ["cpu"], object),
+    "NCCL": _TorchTransport(NCCLTensorTransport, ["cuda"], object),
+    "CUDA_IPC": _TorchTransport(CudaIpcTransport, ["cuda"], object),
 }
 """Ray 2.60's, as `_ensure_default_transports_registered` there has them."""
 
@@ -258,8 +261,8 @@ def _spare_torch() -> None:
     """
     if "torch" in sys.modules or importlib.util.find_spec("torch") is None:
         return
-    if getattr(transports, "DEFAULT_TRANSPORTS", None) != list(_TORCH_TRANSPORTS):  # another Ray, which may take its time
-        return
+    if getattr(transports, "DEFAULT_TRANSPORTS", None) != list(_TORCH_TRANSPORTS):
+        return  # another Ray, which may take its time
     with transports.transport_managers_lock:
         if not transports._default_transports_registered:
             transports._default_transports_registered = True

@@ -15,7 +15,7 @@ import numpy as np
 from collective._core.offload import LONG, offload
 from collective._store import wire
 from collective._store.refs import select
-from collective._store.sources import UNTOLD, Found, Source, tables
+from collective._store.sources import Found, Source, tables
 from collective._store.trees import ALONE, Leaf, Spec
 from collective._store.wire import HEAD, KEY, NOBODY, TOKEN, Malformed, Where
 from collective.abc import LARGE

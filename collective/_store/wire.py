@@ -39,7 +39,7 @@ TOKEN: Final = struct.Struct("<32sQ")
 TABLE: Final = struct.Struct("<Q")
 SECONDS: Final = struct.Struct("<d")
 WANTED: Final = struct.Struct("<QBI")
-"""The request's number, whether any of its elements are wanted (else only what it is), and how many bytes of keys follow."""
+"""The request's number, whether elements are wanted (else only what it is), and how many bytes of keys follow."""
 _PART: Final = struct.Struct("<Bqqq")
 """One part of a key: what it is, and its numbers."""
 _END, _INDEX, _DOTS, _SLICE = range(4)

@@ -312,8 +312,10 @@ def test_waiting_for_an_object_ref_ends_with_its_deadline(actors):
         assert time.monotonic() - begun < 5
         async with asyncio.timeout(5):
             await asyncio.to_thread(int)
-            while any(thread.name == _ray_refs._THREAD for thread in threading.enumerate()):
-                await asyncio.sleep(0.01)
+        for thread in threading.enumerate():
+            if thread.name == _ray_refs._THREAD:
+                await asyncio.to_thread(thread.join, 5)
+                assert not thread.is_alive()
         ray.cancel(never)
 
     run_leaving_nothing(main())
