@@ -56,10 +56,11 @@ _logger = logging.getLogger("actors")
 class Host:
     """Runs one actor.
 
-    :param make: returns class, args and kwargs of the actor; called once, as part of its construction.
+    :param make: returns class, args and kwargs of the actor; called once, as part of its construction. Nothing of them
+        is kept beyond that.
     """
 
-    def __init__(self, launch: Launch, endpoint: Endpoint, make: Callable[[], Blueprint]) -> None:
+    def __init__(self, launch: Launch, endpoint: Endpoint, make: Callable[[], Coroutine[Any, Any, Blueprint]]) -> None:
         self.launch = launch
         self.leaving = False
         self._endpoint = endpoint
@@ -176,7 +177,7 @@ class Host:
             _logger.debug("%s: the gang is gone; nobody hears that its %s has ended", self.launch, phase.value)
 
     async def _construct(self) -> None:
-        cls, args, kwargs = self._make()
+        cls, args, kwargs = await self._make()
         launch = self.launch
         self._actor = create(
             cls, tuple(args), kwargs, role=launch.role, rank=launch.rank, make_store=self._make_store

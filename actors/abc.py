@@ -95,4 +95,7 @@ class Runtime(ABC):
         """Kill what still runs; return when every process is gone and the room is given back.
 
         Works after any of the above, in any state. Bounded by a second and a half, where Ray answers. Idempotent.
+
+        Raises:
+            ExceptionGroup: what failed on the way. Everything else was done all the same.
         """

@@ -158,7 +158,7 @@ class Gang:
         A cancellation makes it hurry: nothing more is waited for, the actors are killed.
 
         Raises:
-            ExceptionGroup: what the actors' `teardown` raised.
+            ExceptionGroup: what the actors' `teardown` raised, and what the runtime met in ending them.
         """
         first = self._closing is None
         failures = await self._end()
@@ -203,7 +203,7 @@ class Gang:
         self._roster = roster
 
     async def _end(self) -> list[Exception]:
-        """End everything; return what the teardowns raised."""
+        """End everything; return what went wrong with that."""
         if self._closing is None:
             loop = asyncio.get_running_loop()
             self._entered = True
@@ -216,11 +216,17 @@ class Gang:
             self._hurry.set_result(None)
 
     async def _end_all(self, hurry: asyncio.Future[None]) -> list[Exception]:
+        failures: list[Exception] = []
         try:
-            return await self._crew.dismiss(hurry) if self._crew is not None else []
+            if self._crew is not None:
+                failures += await self._crew.dismiss(hurry)
         finally:
             if self._runtime is not None:
-                await self._runtime.aclose()
+                try:
+                    await self._runtime.aclose()
+                except ExceptionGroup as errors:
+                    failures += errors.exceptions
+        return failures
 
     def _launches(self, secret: bytes, member: Credential, home: Address) -> list[Launch]:
         launches = []

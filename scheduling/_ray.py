@@ -7,7 +7,6 @@ import contextlib
 import secrets
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray.exceptions import RayError
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -60,6 +59,11 @@ class Reservation:
     def placement_group(self) -> PlacementGroup:
         """Ray's handle of the placement group."""
         return self._claim.group
+
+    @property
+    def connected(self) -> bool:
+        """Whether this process has not left Ray since: then nothing is reserved any more, and its actors are gone."""
+        return self._claim.connected
 
     def bundle_of(self, role: str, rank: int) -> int:
         """Return the index of the bundle that an actor lives in."""
@@ -144,7 +148,13 @@ class RayClaim(Claim):
         self.group = group
         self.name = name
         self.size = size
+        self._connection = _ray_state.connection()
         self._withdrawn = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether this process still has the connection to Ray by which it was made, without which it is gone."""
+        return self._connection is not None and _ray_state.connection() == self._connection
 
     async def granted(self) -> None:
         loop = asyncio.get_running_loop()
@@ -182,7 +192,7 @@ class RayClaim(Claim):
 
     async def withdraw(self) -> None:
         # A process that left Ray has no placement groups any more: they go with the job that made them.
-        if self._withdrawn or not ray.is_initialized():
+        if self._withdrawn or not self.connected:
             return
         with contextlib.suppress(TimeoutError):  # a node died, or is slow: removing works all the same
             async with asyncio.timeout(_SETTLED):
@@ -203,7 +213,7 @@ class RayClaim(Claim):
         return table["stats"]["scheduling_state"] not in ("QUEUED", "SCHEDULING_STARTED", "FINISHED")
 
     async def _is_gone(self) -> bool:
-        return not ray.is_initialized() or (await self.state() == "removed" and not await in_thread(self._places))
+        return not self.connected or (await self.state() == "removed" and not await in_thread(self._places))
 
     def _places(self) -> set[str]:
         return _ray_state.read_places(self.group.id.hex())

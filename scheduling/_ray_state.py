@@ -32,6 +32,14 @@ _NAMED = 3
 """Actors of a placement group that a message names."""
 
 
+def connection() -> tuple[str, str] | None:
+    """Return what tells this process's connection to Ray from later ones: session and job; None where there is none."""
+    if not _ray.is_initialized():
+        return None
+    context = _ray.get_runtime_context()
+    return context.get_session_name(), context.get_job_id()
+
+
 def read_nodes() -> list[Node]:
     """Return the living nodes."""
     available = _state.available_resources_per_node()

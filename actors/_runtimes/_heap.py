@@ -1,9 +1,11 @@
-"""The heap of a process that actors have for themselves: it stays warm."""
+"""The memory of a process that actors have for themselves: its heap stays warm, what it has read of others goes."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
+from pathlib import Path
 from typing import Final
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -26,3 +28,18 @@ def keep_warm() -> None:
     if mallopt is not None and not any(name in os.environ for name in _SET_BY_USER):
         mallopt(_MMAP_THRESHOLD, _LARGEST)
         mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+def forget_pages(*, of_file: str) -> None:
+    """Let go of the pages that this process has read of shared mappings of a file; they can be read again.
+
+    :param of_file: how the file's name starts.
+    """
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        # address range, permissions ("s": shared), offset, device, inode, path: proc(5)
+        span, permissions, _, _, _, *path = line.split(maxsplit=5)
+        if path and Path(path[0]).name.startswith(of_file) and permissions.endswith("s"):
+            start, end = (int(address, 16) for address in span.split("-"))
+            if madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED):
+                raise OSError(ctypes.get_errno(), f"madvise of {path[0]}")

@@ -67,26 +67,28 @@ class RayRuntime(Runtime):
         return self._endpoint
 
     async def launch(self, launches: Sequence[Launch]) -> Sequence[Process]:
-        assert self._reservation is not None
+        reservation = self._reservation
+        assert reservation is not None
         assert self._directory is not None
         site = Site(default_host(), self._directory, import_path())
-        options = [self._reservation.actor_options(launch.role, launch.rank) for launch in launches]
+        options = [reservation.actor_options(launch.role, launch.rank) for launch in launches]
 
-        def create() -> list[tuple[Any, Any, RayActor]]:
+        def create() -> list[tuple[Any, Any, Any, RayActor]]:
             payloads = {role: _share(payload) for role, payload in self._payloads.items()}
             actors = [_Actor.options(**each).remote() for each in options]
-            # The name of its only task is what Ray shows for the process.
             return [
                 (
                     actor,
-                    actor.run.options(name=str(launch)).remote(launch, payloads[launch.role], site),
+                    actor.load.remote(payloads[launch.role]),
+                    # The name of this task is what Ray shows for the process.
+                    actor.run.options(name=str(launch)).remote(launch, site),
                     RayActor.of(actor),
                 )
                 for actor, launch in zip(actors, launches, strict=True)
             ]
 
         async def create_all() -> None:
-            self._processes = [_RayProcess(*each) for each in await in_thread(create)]
+            self._processes = [_RayProcess(reservation, *each) for each in await in_thread(create)]
 
         # Cut short, it would leave actors that nobody knows.
         await to_the_end(create_all())
@@ -97,23 +99,35 @@ class RayRuntime(Runtime):
         processes, self._processes = self._processes, []
         reservation, self._reservation = self._reservation, None
         directory, self._directory = self._directory, None
+        errors: list[Exception] = []
         try:
             async with asyncio.TaskGroup() as tasks:
                 for process in processes:
-                    tasks.create_task(self._see_off(process), name=f"gang {self._gang} sees off {process}")
-            if reservation is not None:
-                await reservation.release()
+                    tasks.create_task(self._see_off(process, errors), name=f"gang {self._gang} sees off {process}")
         finally:
-            if self._endpoint is not None:
-                await self._endpoint.aclose()
-            if directory is not None:
-                shutil.rmtree(directory, ignore_errors=True)
+            try:
+                if reservation is not None:
+                    await reservation.release()
+            except Exception as error:
+                errors.append(error)
+            finally:
+                if self._endpoint is not None:
+                    await self._endpoint.aclose()
+                if directory is not None:
+                    shutil.rmtree(directory, ignore_errors=True)
+        if errors:
+            raise ExceptionGroup(f"ending the processes of gang {self._gang}", errors)
 
-    async def _see_off(self, process: _RayProcess) -> None:
-        """Kill a process and wait until it is gone."""
+    async def _see_off(self, process: _RayProcess, errors: list[Exception]) -> None:
+        """Kill a process and wait until it is gone; what goes wrong with that is for later, after the others."""
         try:
             async with asyncio.timeout(_KILL_SECONDS):
-                await process.kill()
+                try:
+                    await process.kill()
+                except Exception as error:
+                    error.add_note(f"Ray was asked to kill process {process}")
+                    errors.append(error)
+                    process.kill_by_signal()
                 await process.gone()
         except TimeoutError:
             process.kill_by_signal()
@@ -131,14 +145,15 @@ class RayRuntime(Runtime):
 class _RayProcess(Process):
     """A Ray actor, as its gang sees it."""
 
-    def __init__(self, actor: Any, run: Any, native: RayActor) -> None:
+    def __init__(self, reservation: Reservation, actor: Any, load: Any, run: Any, native: RayActor) -> None:
         self.native: Callable[[], Any] | None = native
         self.ended = asyncio.get_running_loop().create_future()
         self._actor = actor
+        self._reservation = reservation
         self._watch: PidWatch | None = None
         self._pid: int | None = None
         self._killed = False
-        self._waiter = asyncio.get_running_loop().create_task(self._wait(run), name="Ray watches an actor")
+        self._waiter = asyncio.get_running_loop().create_task(self._wait(load, run), name="Ray watches an actor")
 
     def identify(self, process: ProcessId) -> None:
         self._pid = process.pid
@@ -146,7 +161,7 @@ class _RayProcess(Process):
             self._watch = PidWatch(process)
 
     async def kill(self) -> None:
-        if not self._killed and ray.is_initialized():
+        if not self._killed and self._reservation.connected:
             self._killed = True
             await in_thread(lambda: ray.kill(self._actor, no_restart=True))
 
@@ -159,7 +174,7 @@ class _RayProcess(Process):
         """Return when nothing is left of it, as far as can be known from here."""
         if self._watch is not None:
             await self._watch.gone()
-        elif ray.is_initialized():
+        elif self._reservation.connected:
             await asyncio.shield(self._waiter)
 
     def close(self) -> None:
@@ -168,8 +183,10 @@ class _RayProcess(Process):
         if self._watch is not None:
             self._watch.close()
 
-    async def _wait(self, run: Any) -> None:
+    async def _wait(self, load: Any, run: Any) -> None:
         try:
+            await load
+            del load
             await run
         except RayActorError as error:
             cause: Exception = ConnectionError(_reason(error))

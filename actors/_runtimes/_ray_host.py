@@ -42,9 +42,20 @@ class Site(NamedTuple):
 
 
 class RayHost:
-    """The Ray actor behind an actor of a gang. `run` lasts as long as the actor."""
+    """The Ray actor behind an actor of a gang. `run` lasts as long as the actor, and with it what it is given.
 
-    async def run(self, launch: Launch, payload: tuple[bytes, Sequence[bytes]], site: Site) -> None:
+    So the payload, which may be large, comes by a call of its own: Ray keeps arguments until their call has ended.
+    """
+
+    def __init__(self) -> None:
+        self._payloads: asyncio.Queue[tuple[bytes, Sequence[bytes]]] = asyncio.Queue()
+
+    async def load(self, payload: tuple[bytes, Sequence[bytes]]) -> None:
+        """Take the class and the arguments of the actor, taken apart."""
+        self._payloads.put_nowait(payload)
+        _heap.forget_pages(of_file="plasma")  # Ray's object store: the payload is a copy
+
+    async def run(self, launch: Launch, site: Site) -> None:
         """Serve the gang until killed by it; never returns.
 
         Raises:
@@ -57,10 +68,17 @@ class RayHost:
                 sys.path.append(entry)
         directory = site.directory if default_host() == site.host else None
         endpoint = await open_endpoint(kinds=KINDS, directory=directory, interface=_interface())
-        ordered = await Host(launch, endpoint, lambda: _blueprint(launch, payload)).serve()
+        ordered = await Host(launch, endpoint, self._make).serve()
         if not ordered:
             ray.actor.exit_actor()  # type: ignore[no-untyped-call]  # the gang is gone, and cannot kill it any more
         await asyncio.get_running_loop().create_future()
+
+    async def _make(self) -> Blueprint:
+        data, buffers = await self._payloads.get()
+        blueprint: Blueprint = loads(
+            data, [memoryview(bytearray(buffer)) for buffer in buffers], "the class or an argument of its constructor"
+        )
+        return blueprint
 
 
 @dataclass(frozen=True)
@@ -91,11 +109,3 @@ def _interface() -> str:
 def import_path() -> tuple[str, ...]:
     """Return this process's import path, for others with another working directory."""
     return tuple(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))
-
-
-def _blueprint(launch: Launch, payload: tuple[bytes, Sequence[bytes]]) -> Blueprint:
-    data, buffers = payload
-    blueprint: Blueprint = loads(
-        data, [memoryview(bytearray(buffer)) for buffer in buffers], f"the class or an argument of {launch.role}"
-    )
-    return blueprint

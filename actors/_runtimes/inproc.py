@@ -40,6 +40,7 @@ class InprocRuntime(Runtime):
     def __init__(self, *, roles: Sequence[Role[Any]]) -> None:
         self._roles = {role.name: role for role in roles}
         self._pickles = {role.name: _take_apart(role) for role in roles}
+        self._unmade = {role.name: role.count for role in roles}
         self._endpoint: Endpoint | None = None
         self._processes: list[_Tasks] = []
 
@@ -72,10 +73,13 @@ class InprocRuntime(Runtime):
         with contextlib.suppress(LinkError):  # the host meets it again, and tells
             await endpoint.connect(launch.home, launch.member)
 
-    def _blueprint(self, role: str) -> Blueprint:
+    async def _blueprint(self, role: str) -> Blueprint:
         # The class goes as it is, so that callers and actors agree on what it is; the arguments are copies, as
         # between processes.
         data, buffers = self._pickles[role]
+        self._unmade[role] -= 1
+        if not self._unmade[role]:
+            del self._pickles[role]
         args, kwargs = loads(data, [memoryview(bytearray(buffer)) for buffer in buffers], f"an argument of {role}")
         return self._roles[role].cls, args, kwargs
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import weakref
 from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from gang_harness import run
 
 from actors import Actor, Gang, GangStartError, Handle, Handles, NotPicklable, NotReady, Role
@@ -156,6 +161,41 @@ def test_constructor_arguments_are_copies_that_only_one_actor_has(runtime):
                 assert args[0].tolist() == [0, 1, 2, 3]
                 assert args[1] == {"a": [1, 2]}
                 assert kwargs["big"].sum() == 50_000
+
+    run(main())
+
+
+class Dropping(Actor):
+    """Keeps nothing of its argument."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = weakref.ref(array)
+
+    def memory(self) -> tuple[bool, int]:
+        """Return whether the argument lives, and what memory the process has, files left out."""
+        gc.collect()
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        kilobytes = sum(int(status[name].split()[0]) for name in ("RssAnon", "RssShmem"))
+        return self.array() is not None, kilobytes << 10
+
+
+def test_constructor_arguments_live_no_longer_than_the_constructor(runtime):
+    """Kind: what is needed once is kept by something that lasts: a frame, a closure, an argument of a task."""
+    size = 96 << 20  # more than an actor's process has otherwise; Ray's store takes as much
+
+    async def main():
+        role = Role("a", Dropping, 2, args=(np.ones(size if runtime == "ray" else 1, np.uint8),), resources=SMALL)
+        async with Gang(role, runtime=runtime) as gang:
+            for lives, memory in await gang["a"].memory():
+                assert not lives
+                assert runtime == "inproc" or memory < size
+            if runtime == "inproc":
+                assert not gang._runtime._pickles
+                return
+            total = ray.cluster_resources()["object_store_memory"]
+            async with asyncio.timeout(10):
+                while ray.available_resources()["object_store_memory"] < total:
+                    await asyncio.sleep(0.05)  # noqa: ASYNC110  nodes report it at times; there is no event
 
     run(main())
 

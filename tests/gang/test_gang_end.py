@@ -7,6 +7,7 @@ import os
 import time
 
 import pytest
+import ray
 from gang_harness import Stopwatch, is_there, logged, run
 
 from actors import Actor, ActorClosed, Gang, Role
@@ -233,5 +234,31 @@ def test_code_that_cannot_be_cancelled_does_not_hold_up_the_end():
             assert float(watch) < BOUND
         Deaf.ears.set()
         await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+
+    run(main())
+
+
+def test_one_process_that_ray_fails_to_kill_keeps_no_other(ray_session, monkeypatch):
+    """Kind: a step of the end that fails skips the steps after it, or cuts short those beside it."""
+    kill, killed = ray.kill, []
+
+    def kill_but_the_first(actor, **options):
+        killed.append(actor)
+        if len(killed) == 1:
+            raise RuntimeError("GCS is busy")
+        kill(actor, **options)
+
+    async def main():
+        gang = Gang(workers(count=3))
+        async with gang:
+            pids = await gang["worker"].pid()
+            monkeypatch.setattr(ray, "kill", kill_but_the_first)
+            with pytest.raises(ExceptionGroup) as caught:
+                await gang.aclose()
+        (error,) = caught.value.exceptions
+        assert isinstance(error, RuntimeError)
+        assert str(error) == "GCS is busy"
+        assert not any(map(is_there, pids))
+        # The placement group as well, or the fixture of this folder complains.
 
     run(main())
