@@ -36,11 +36,8 @@ _started_session: str | None = None
 
 async def ensure_ray(total_cpu: float) -> None:
     """Do what `scheduling.ensure_ray` says."""
-    if ray.is_initialized():
-        return
-    stretched = await _starter.run(lambda: _join_or_start(total_cpu))
-    if started_here():
-        _exit_on_sigterm()
+    stretched = None if ray.is_initialized() else await _starter.run(lambda: _join_or_start(total_cpu))
+    _exit_on_sigterm()
     if stretched is not None:
         warnings.warn(stretched, CpusOversubscribed, stacklevel=3)
 
@@ -53,8 +50,8 @@ def started_here() -> bool:
 def _exit_on_sigterm() -> None:
     """Let SIGTERM end the process by SystemExit, so that gangs and Ray are torn down; a handler of the user's stays.
 
-    `ray.init` does so itself where it runs in the main thread. Killed without it, some of Ray's processes stay for a
-    minute, until they miss the others.
+    `ray.init` does so itself where it runs in the main thread. Killed without it, no actor's `teardown` runs, and of a
+    Ray that was started here some processes stay for a minute, until they miss the others.
     """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -21,7 +21,7 @@ async def ensure_ray(total_cpu: float) -> None:
     Join the Ray that RAY_ADDRESS names, else the one that was last started on this machine by `ray start`; nothing is
     changed there. Where there is none, start a one-machine Ray, which ends with this process; it has the CPUs of the
     machine, or `total_cpu` where that is more. SIGTERM then ends the process by SystemExit, unless the program handles
-    it. Several calls at once, also from several loops, connect once.
+    it or this is not its main thread. Several calls at once, also from several loops, connect once.
 
     Warns:
         CpusOversubscribed: the Ray that it started has more CPUs than the machine.

@@ -194,8 +194,8 @@ def test_constructor_arguments_live_no_longer_than_the_constructor(runtime):
                 return
             total = ray.cluster_resources()["object_store_memory"]
             async with asyncio.timeout(10):
-                while ray.available_resources()["object_store_memory"] < total:
-                    await asyncio.sleep(0.05)  # noqa: ASYNC110  nodes report it at times; there is no event
+                while ray.available_resources()["object_store_memory"] < total:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)  # nodes report it at times; there is no event
 
     run(main())
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -262,3 +265,37 @@ def test_one_process_that_ray_fails_to_kill_keeps_no_other(ray_session, monkeypa
         # The placement group as well, or the fixture of this folder complains.
 
     run(main())
+
+
+DRIVER = """
+import asyncio, sys
+from actors import Actor, Gang, Role
+from scheduling import Resources
+
+class Noting(Actor):
+    def __init__(self, path):
+        self.path = path
+
+    async def teardown(self):
+        with open(self.path, "a") as file:
+            file.write("teardown")
+
+async def main():
+    async with Gang(Role("a", Noting, 1, args=(sys.argv[1],), resources=Resources(cpu=0.1))):
+        print("up", flush=True)
+        await asyncio.get_running_loop().create_future()
+
+asyncio.run(main())
+"""
+
+
+def test_sigterm_runs_teardown_in_a_driver_that_joined_a_cluster(ray_session, tmp_path):
+    """Kind: a way of ending that only a Ray of our own is prepared for."""
+    path = ":".join(map(os.path.abspath, sys.path))
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": path}
+    command = [sys.executable, "-c", DRIVER, str(tmp_path / "log")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout.readline() == "up\n"
+        driver.terminate()
+        assert driver.wait(20) == 128 + signal.SIGTERM
+    assert (tmp_path / "log").read_text() == "teardown"
