@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from collective import tensors
+from collective import _by_value, tensors
 from collective.abc import LARGE
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Spec:
         """Take it apart."""
         # Plain tuples, and nothing for a tensor alone: what is of a class takes pickle ten times as long.
         form = None if isinstance(self.form, Place) else self.form
-        return pickle.dumps((form, [tuple(leaf) for leaf in self.leaves]), pickle.HIGHEST_PROTOCOL)
+        return _by_value.dumps((form, [tuple(leaf) for leaf in self.leaves]))
 
     @staticmethod
     def loads(data: bytes | memoryview) -> Spec:
@@ -169,17 +169,19 @@ class _Walk:
     def __init__(self) -> None:
         self.leaves: list[Array] = []
         self._seen: dict[int, list[int]] = {}
+        self._travel: set[object] = set()
+        """Keys, and classes of named tuples, that are known to."""
 
     def visit(self, node: Any, path: str) -> Any:
         """Return the form of a part of the structure."""
         if isinstance(node, dict):
             for key in node:
                 if type(key) not in _PLAIN:
-                    _check_travels(key, f"the key {key!r}", path)
+                    self._check_travels(key, f"the key {key!r}", path)
             return {key: self.visit(value, f"{path}[{key!r}]") for key, value in node.items()}
         if isinstance(node, list | tuple):
             if hasattr(node, "_fields"):
-                _check_travels(type(node), f"the class {type(node).__qualname__}", path)
+                self._check_travels(type(node), f"the class {type(node).__qualname__}", path)
             items = [self.visit(value, f"{path}[{index}]") for index, value in enumerate(node)]
             if isinstance(node, list):
                 return items
@@ -198,13 +200,15 @@ class _Walk:
         leaves.append(node)
         return Place(len(leaves) - 1)
 
-
-def _check_travels(part: Any, what: str, path: str) -> None:
-    """Check what readers need of a structure beside its tensors. Raises: TypeError."""
-    try:
-        pickle.dumps(part, pickle.HIGHEST_PROTOCOL)
-    except Exception as error:  # whatever a __reduce__ raises
-        raise TypeError(f"put: tree{path}: {what} cannot be pickled: {error}") from error
+    def _check_travels(self, part: Any, what: str, path: str) -> None:
+        """Check what readers need of a structure beside its tensors. Raises: TypeError."""
+        if (type(part), part) in self._travel:
+            return
+        try:
+            _by_value.dumps(part)
+        except Exception as error:  # whatever a __reduce__ raises
+            raise TypeError(f"put: tree{path}: {what} cannot be pickled: {error}") from error
+        self._travel.add((type(part), part))
 
 
 def rebuild(form: Any, leaves: Sequence[Any]) -> Any:

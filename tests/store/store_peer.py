@@ -63,6 +63,9 @@ class Keeper(Actor):
         array = await (self.kept if ref is None else ref)
         return float(array.sum())
 
+    async def apply(self, function: Any) -> Any:
+        return function(await self.kept)
+
     async def give(self) -> Any:
         return self.kept
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import pickle
 import signal
+import subprocess
 import sys
 from collections import namedtuple
 from types import ModuleType
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from store_harness import held_by, holders, is_empty, peers, run, soon
+from store_harness import HERE, held_by, holders, is_empty, peers, run, soon
 
 from actors import Handles
 from collective import PeerLost, RefLost, TensorStore
@@ -312,3 +313,14 @@ def test_a_full_store_lets_a_put_wait_for_other_processes():
 
     with peers("a", "b", limit=5 * COUNT) as pair:
         run(main())
+
+
+@pytest.mark.parametrize("hosts", [(), ("one", "two", "three")])
+def test_classes_of_a_script_come_back_as_what_they_are(hosts):
+    """Of `__main__`, which is another in each process, and local ones: in structures, wherever a ref of them goes."""
+    path = os.pathsep.join((str(HERE), str(HERE.parent.parent)))
+    command = [sys.executable, str(HERE / "classes_of_main.py"), *hosts]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
