@@ -27,7 +27,7 @@ LAYERS = {
     "collective": [
         {"types", "errors"},
         {"abc"},
-        {"_integers", "_cuts", "_grids", "_boxes", "_rings", "_tallies", "_relays", "_reductions"}
+        {"_by_value", "_integers", "_cuts", "_grids", "_boxes", "_rings", "_tallies", "_relays", "_reductions"}
         | {"_pairs", "_moving", "_summing", "_routes", "_plots", "layouts", "planning"},
         # Public, and below the private folders.
         {"tensors", "_torch_pickling", "reductions", "work", "scopes", "freight"},

@@ -6,6 +6,7 @@ import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from collective import _by_value
 from collective._core.faults import LEFT
 from collective._core.pipeline import LIBRARY_GRACE
 from collective.errors import ConsumerLeft, GroupBroken, GroupClosed, PeerLost, ProducerFailed, RowsMismatch
@@ -194,7 +195,7 @@ def failure(rank: int, error: BaseException) -> Ending:
     """Return the ending that a producer's error is."""
     text = f"{type(error).__name__}: {error}"[:_TEXT]
     try:
-        data = pickle.dumps(error) if isinstance(error, Exception) else None
+        data = _by_value.dumps(error) if isinstance(error, Exception) else None
         if data is not None:
             pickle.loads(data)
     except Exception as reason:  # whatever pickling runs into: the text travels in any case

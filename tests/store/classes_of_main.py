@@ -1,8 +1,7 @@
-"""A script that puts structures of its own classes into stores of other processes and reads them back, and in a third."""
+"""A script that puts structures of its own classes into another process's store, and reads them here and in a third."""
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import sys
 from dataclasses import dataclass
