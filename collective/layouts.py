@@ -168,7 +168,7 @@ class Layout:
         if len({each.op for each in self.placements if isinstance(each, Partial)}) > 1:
             raise ValueError(f"{self!r}: its Partial placements reduce in different ways, whose order would matter")
         if order is not None:
-            self._reorder(tuple(_integer(number, "a mesh dimension in order") for number in order))
+            self._reorder(tuple(integer(number, "a mesh dimension in order") for number in order))
         elif not any(isinstance(each, StridedShard) for each in given):
             self._unstride()
         _set(self, "grid", Grid(self.shape, self.mesh, self.placements, self.ranks, self.order))
