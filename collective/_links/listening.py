@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
-import tempfile
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from collective._links import forks
+from collective._links import directories, forks
 from collective._links.carrier import Carrier, Kind
 from collective._links.stream import StreamCarrier, cause_of
 from collective.errors import LinkBroken
@@ -20,11 +18,9 @@ if TYPE_CHECKING:
 
     from collective.types import Address
 
-_BACKLOG = 1024
+BACKLOG = 1024
 _ACCEPTS = 32
 """Connections that one callback accepts before it lets the loop go on."""
-_PATH = 107
-"""Most bytes of a unix socket's path (Linux, sun_path)."""
 
 
 class SocketKind(Kind):
@@ -37,7 +33,6 @@ class SocketKind(Kind):
         self._pause: asyncio.TimerHandle | None = None
 
     def _serve(self, listener: socket.socket, accept: Callable[[Carrier], None]) -> None:
-        listener.listen(_BACKLOG)
         listener.setblocking(False)
         self._socket, self._accept = listener, accept
         forks.hold(self)
@@ -92,23 +87,13 @@ class LocalKind(SocketKind):
         super().__init__()
         self._host = host
         self._parent = directory
-        self._directory: str | None = None
+        self._file: str | None = None
 
     def _listen_locally(self, accept: Callable[[Carrier], None]) -> str:
         """Listen, and return the path of the socket. Raises: ValueError, OSError."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._directory = tempfile.mkdtemp(prefix="gangline-", dir=self._parent)  # Mode 0700.
-            path = os.path.join(self._directory, "s")
-            if len(os.fsencode(path)) > _PATH:
-                raise ValueError(f"the path of the unix socket {path!r} is too long; choose another directory=")
-            listener.bind(path)
-            self._serve(listener, accept)
-        except BaseException:
-            listener.close()
-            self.close()
-            raise
-        return path
+        listener, self._file = directories.listen(self._parent, BACKLOG)
+        self._serve(listener, accept)
+        return self._file
 
     @abstractmethod
     def _path(self, address: Address) -> str | None:
@@ -140,6 +125,6 @@ class LocalKind(SocketKind):
 
     def close(self) -> None:
         super().close()
-        directory, self._directory = self._directory, None
-        if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
+        file, self._file = self._file, None
+        if file is not None:
+            directories.remove(file)

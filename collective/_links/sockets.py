@@ -6,7 +6,7 @@ import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from collective._links.listening import LocalKind, SocketKind
+from collective._links.listening import BACKLOG, LocalKind, SocketKind
 from collective._links.stream import StreamCarrier, cause_of
 from collective.errors import LinkBroken
 
@@ -44,6 +44,7 @@ class TcpKind(SocketKind):
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             listener.bind((self._interface, 0))
+            listener.listen(BACKLOG)
             self._serve(listener, accept)
         except BaseException:
             listener.close()
