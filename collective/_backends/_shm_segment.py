@@ -8,7 +8,6 @@ then the word that tells of it.
 from __future__ import annotations
 
 import os
-import threading
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from collective._backends._shm_blocks import SPAN, Blocks
 from collective._links import forks, memfd
 from collective._links.mapping import PAGE, Access, MemoryFile, round_up
+from collective._links.ring import fence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +92,6 @@ class Segment:
         """The other ranks, from the one that follows this one on: so that not all turn to one at the same time."""
         self._others = [(other, line) for other, line in enumerate(lines) if other != rank]
         self._posts = [line + _POSTED for _, line in self._others]
-        self._fence = threading.Lock()
         self.phase = 0
         """How many phases this member has posted."""
         self._words[self._own + _PROCESS] = os.getpid()
@@ -123,7 +122,7 @@ class Segment:
         self.phase += 1
         words, own, phase = self._words, self._own, self.phase
         words[own + _POSTED] = phase
-        self._pass_fence()
+        fence()  # Both who posts and who goes to sleep store, then look: without it both may miss the other's store.
         for other, line in self._others:
             awaited = words[line + _AWAITED]
             if awaited and awaited <= phase and self._all_posted(awaited, line):
@@ -145,7 +144,7 @@ class Segment:
     def announce_sleep(self) -> bool:
         """Say that this member sleeps until all have come; False where they just have. The bell rings when they do."""
         self._words[self._own + _AWAITED] = self.phase
-        self._pass_fence()
+        fence()
         if self.arrived:
             self.announce_awake()
             return False
@@ -179,12 +178,6 @@ class Segment:
         for bell in self._bells:
             os.close(bell)
         self._bells = []
-
-    def _pass_fence(self) -> None:
-        # A store, then a load of what another member stores: without a full fence between them, both may miss the
-        # other's, and a wake-up is lost. Taking a lock is one on x86.
-        with self._fence:
-            pass
 
     def _all_posted(self, phase: int, without: int) -> bool:
         """Whether all but the member of that line have posted a phase."""

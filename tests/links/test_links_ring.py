@@ -8,8 +8,10 @@ import random
 import select
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
 import pytest
@@ -17,6 +19,9 @@ import pytest
 from collective._links import region, rights, ring
 from collective._links.ring import HEADER, RingReader, RingWriter
 from collective._links.wire import WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 CAPACITY = 4096
 RACES = 1_000_000
@@ -96,6 +101,61 @@ def test_memory_that_could_shrink_is_not_taken() -> None:
         region.adopt([], Mock())
     with pytest.raises(OSError, match="2 descriptors"):
         region.adopt(offer() + offer(), Mock())
+
+
+def free_locks_taken(call: Callable[[], object]) -> int:
+    """Return how many locks a call takes that are free. Each is a full fence; one that is taken may be none."""
+    free = 0
+
+    def look(_: object, event: str, method: object) -> None:
+        nonlocal free
+        lock = getattr(method, "__self__", None)
+        if event == "c_call" and getattr(method, "__name__", "") == "acquire" and hasattr(lock, "locked"):
+            free += not lock.locked()
+
+    sys.setprofile(look)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return free
+
+
+@pytest.fixture
+def fencing(sides: tuple[RingWriter, RingReader, memoryview]) -> Iterator[list[Callable[[], None]]]:
+    """What fences, while another thread has stopped in the middle of a fence."""
+    within, over = threading.Event(), threading.Event()
+
+    def stop(_: object, event: str, method: object) -> None:
+        if event == "c_return" and getattr(method, "__name__", "") == "acquire":
+            within.set()
+            over.wait()
+
+    def fence_and_stop() -> None:
+        sys.setprofile(stop)
+        ring.fence()
+        sys.setprofile(None)
+
+    other = threading.Thread(target=fence_and_stop)
+    other.start()
+    within.wait()
+    yield [ring.fence, sides[0].publish, sides[1].publish]
+    over.set()
+    other.join()
+
+
+def test_a_fence_is_one_whoever_else_fences(fencing: list[Callable[[], None]]) -> None:
+    """A fence has nothing that another thread may hold just then, and be no fence."""
+    assert [free_locks_taken(each) for each in fencing] == [1, 1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fence_is_one_in_a_child_that_was_forked_in_the_middle_of_one(fencing: list[Callable[[], None]]) -> None:
+    """A fence has nothing that a fork leaves locked."""
+    child = os.fork()
+    if child == 0:
+        os._exit(int([free_locks_taken(each) for each in fencing] != [1, 1, 1]))
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def play(end: region.Region, own: int, seed: int, *, first: bool) -> bool:
