@@ -5,7 +5,7 @@ part of a segment, an extent, and only where that is travels over the link. An e
 have let go: its owner, and each receiver. Space is taken first-fit, so that the same warm pages are used again.
 
 One arena serves all loops of a process. Any thread may use it; what lets go of extents may be the garbage collector,
-in the middle of anything, so that letting go never waits for the lock.
+in the middle of anything, so that letting go never waits for the lock: it is left to whoever has that.
 """
 
 from __future__ import annotations
@@ -73,16 +73,40 @@ class Block:
         return self.memory.nbytes
 
 
+class _Lock:
+    """A lock for those who may wait, and for those who may not: they leave their work to who has it.
+
+    :param work: does what was left. It takes this lock, if `acquire(False)` does.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        lock = threading.Lock()
+        self.acquire = lock.acquire
+        self._release = lock.release
+        self._work = work
+
+    def release(self) -> None:
+        """Release it, and do what was left meanwhile. Whoever comes later gets the lock himself."""
+        self._release()
+        self._work()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
 class Arena:
-    """The segments of one process. `limit` bounds the bytes that they map."""
+    """The segments of one process. `limit` bounds the bytes that they map for those who have no limit of their own."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._segments: list[Segment] = []
         self._numbers = 0
         self._users: weakref.WeakSet[User] = weakref.WeakSet()
-        self._lock = threading.Lock()
         self._let_go: deque[Extent] = deque()
+        self._lock = _Lock(self._drain)
         self._dying: list[tuple[int, float, list[Extent]]] = []
         self._blocks = 0
         self._dropped = False
@@ -117,19 +141,37 @@ class Arena:
         self.settle()
         with self._lock:
             for segment in self._segments:
-                if not segment.retired and (extent := segment.take(nbytes)) is not None:
+                if segment.beyond == beyond and not segment.retired and (extent := segment.take(nbytes)) is not None:
                     return extent
-            room = _SEGMENT if beyond else self.limit - self._counted()
-            size = max(round_up(nbytes), min(_SEGMENT, room))
-            if nbytes <= 0 or self._dropped or (size > room and not beyond):
+            if nbytes <= 0 or self._dropped:
+                return None
+            size = round_up(nbytes)
+            if not beyond and not self._make_room(size):
                 return None
             try:
-                segment = Segment(self._numbers, size, beyond=beyond)
+                room = _SEGMENT if beyond else self.limit - self._counted()
+                segment = Segment(self._numbers, max(size, min(_SEGMENT, room)), beyond=beyond)
             except OSError:  # no descriptors, no memory, or a sandbox: links go on without
                 return None
             self._numbers += 1
             self._segments.append(segment)
             return segment.take(nbytes)
+
+    def _make_room(self, size: int) -> bool:
+        """See to it that so many bytes more are within the limit, at the cost of segments in which nothing is used.
+
+        Return whether they are. Nothing is given up in vain.
+        """
+        excess = self._counted() + size - self.limit
+        idle = [segment for segment in self._segments if segment.idle and not segment.beyond]
+        if excess > sum(segment.nbytes for segment in idle):
+            return False
+        for segment in idle:
+            if excess <= 0:
+                break
+            excess -= segment.nbytes
+            self._remove(segment)
+        return True
 
     def find(self, view: memoryview | bytes) -> tuple[Extent, int] | None:
         """Return the extent of the block that a buffer lies in, with one more use, and where in it the buffer is."""
@@ -248,8 +290,8 @@ class Arena:
             self._let_go.append(extent)
 
     def _drain(self) -> None:
-        # A finalizer that comes while somebody has the lock, perhaps its own thread, leaves its work to the next call.
-        while self._let_go and not self._dropped and self._lock.acquire(False):
+        # A finalizer that comes while somebody has the lock, perhaps its own thread, leaves its work to him.
+        if self._let_go and not self._dropped and self._lock.acquire(False):
             try:
                 while self._let_go:
                     self._take_away(self._let_go.popleft())

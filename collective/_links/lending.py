@@ -157,8 +157,9 @@ class Lender:
             for loan in list(self._loans):
                 loan.drop()
             lent, self._lent = list(self._lent.values()), {}
-            self._arena.leave(self, lent, process, dead=dead)
-            if lent and not self._loop.is_closed():
+            over = self._loop.is_closed()  # Then nobody would look again whether the other end has died.
+            self._arena.leave(self, lent, -1 if over else process, dead=dead)
+            if lent and not over:
                 self._loop.call_later(DYING_SECONDS, self._arena.settle)
 
     def _forget(self, number: int) -> None:

@@ -23,6 +23,7 @@ from test_links_processes import peer
 
 from collective._links import arena as arenas
 from collective._links import borrowing, lending, pages, rights, ring
+from collective._links.arena import Arena
 from collective._links.segments import Segment
 from collective.abc import LARGE
 from collective.errors import LinkBroken
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from collective._links.arena import Arena
     from collective._links.mux import Mux
+    from collective._links.segments import Extent
     from collective._links.sharing import Sharing
     from collective.abc import Message
 
@@ -550,3 +551,77 @@ def test_extents_never_overlap_and_all_are_found_again() -> None:
     for extent in taken:
         segment.give_back(extent)
     assert segment.idle
+
+
+class _Heard:
+    """Links to which nothing is shown; while there is one an arena keeps warm pages."""
+
+    def segment_gone(self, number: int) -> None: ...
+
+
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["on another thread", "on the same thread"])
+@pytest.mark.parametrize("busy", ["take", "give_back"])
+def test_what_is_let_go_of_while_the_arena_is_busy_is_told_at_once(
+    elsewhere: bool, busy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finalizer that cannot have the lock is done with when whoever has it leaves, and not by some later call."""
+    made = Arena(1 << 30)
+    told: list[int] = []
+    held = [made.allocate(MIB, watch=told.append)]
+    other = made.take(1)
+    assert other is not None
+    do = getattr(Segment, busy)
+
+    def let_go_and_do(segment: Segment, what: int | Extent) -> object:
+        if held:
+            thread = threading.Thread(target=held.clear)
+            thread.start() if elsewhere else thread.run()
+            if elsewhere:
+                thread.join()
+            assert not told
+        return do(segment, what)
+
+    monkeypatch.setattr(Segment, busy, let_go_and_do)
+    if busy == "take":
+        made.take(1)
+    else:
+        made.release(other)
+    assert told == [0]
+
+
+def test_what_nobody_uses_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within its limit an arena can always be had, whatever it keeps warm: as much of that goes as is in the way."""
+    monkeypatch.setattr(arenas, "_SEGMENT", 4 * MIB)
+    made = Arena(16 * MIB)
+    link = _Heard()
+    made.join(link)
+    used, *idle = [made.allocate(3 * MIB) for _ in range(4)]
+    del idle
+    assert made.statistics().segments == 4
+    with pytest.raises(MemoryError, match="the arena may have 16777216"):
+        made.allocate(12 * MIB + 1)
+    assert made.statistics().segments == 4, "it gave up warm pages, and did not have the memory all the same"
+    block = made.allocate(7 * MIB)
+    assert (made.statistics().segments, made.statistics().mapped) == (3, 15 * MIB)
+    del block
+    whole = made.allocate(12 * MIB)
+    assert (made.statistics().segments, made.statistics().mapped) == (2, 16 * MIB)
+    del whole, used
+    assert made.allocate(16 * MIB).nbytes == 16 * MIB
+
+
+def test_those_with_a_limit_of_their_own_use_up_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond the limit lies in segments of its own, so that each side's bytes count for that side alone."""
+    monkeypatch.setattr(arenas, "_SEGMENT", 4 * MIB)
+    made = Arena(4 * MIB)
+    link = _Heard()
+    made.join(link)
+    warm = made.allocate(MIB)
+    del warm
+    beyond = [made.allocate(2 * MIB, beyond=True) for _ in range(5)]
+    within = [made.allocate(MIB) for _ in range(4)]
+    assert made.take(1) is None
+    del beyond
+    assert made.take(1) is None
+    del within
+    assert made.statistics().used == 0
