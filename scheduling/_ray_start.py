@@ -78,8 +78,7 @@ class _Starter:
         """Run `function` in the thread. Cancelled, the function still runs to its end."""
         future, work = for_thread(function)
         with self._guard:
-            if self._thread is None or not self._thread.is_alive():  # a forked child has no threads
-                self._work = queue.SimpleQueue()
+            if self._thread is None or not self._thread.is_alive():  # or it could not be started
                 self._thread = threading.Thread(target=_serve, args=(self._work,), name="ray starter", daemon=True)
                 self._thread.start()
             self._work.put(work)
@@ -92,6 +91,14 @@ def _serve(works: queue.SimpleQueue[Callable[[], None]]) -> None:
 
 
 _starter = _Starter()
+
+
+def _in_child() -> None:
+    global _starter
+    _starter = _Starter()  # its thread stayed in the parent, and another one may have held the lock
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def _join_or_start(total_cpu: float) -> str | None:

@@ -152,6 +152,7 @@ _asking = _Asking()
 _starting = threading.Lock()
 _serializing = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+_left_behind: list[object] = []
 
 
 async def object_ref(ref: TensorRef) -> Any:
@@ -339,3 +340,15 @@ def _reading_loop() -> asyncio.AbstractEventLoop:
             _loop = asyncio.new_event_loop()
             threading.Thread(target=_loop.run_forever, name="gangline-ray-refs", daemon=True).start()
         return _loop
+
+
+def _in_child() -> None:
+    global _starting, _serializing, _loop
+    # Other threads of the parent may have held the locks, and the loop's own thread stayed there. The loop is kept:
+    # what ends it would go through descriptors that both share.
+    _starting, _serializing = threading.Lock(), threading.Lock()
+    _left_behind.append(_loop)
+    _loop = None
+
+
+os.register_at_fork(after_in_child=_in_child)
