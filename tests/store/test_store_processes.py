@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,7 @@ from actors import Handles
 from collective import PeerLost, RefLost, TensorStore
 from collective._links.borrowing import Borrowed
 from collective._store.holding import holder_of
+from collective._store.sources import tables
 from collective.links import loop_endpoint, open_endpoint
 
 COUNT = 1 << 20
@@ -324,3 +326,52 @@ def test_classes_of_a_script_come_back_as_what_they_are(hosts):
         command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("host", [None, "elsewhere"])
+def test_a_holder_that_dies_amid_cancelled_fetches_leaves_nothing(host):
+    """Neither at its owner, whatever it was about to send, nor at whoever had sent it a ref."""
+
+    async def main() -> None:
+        async with await open_endpoint(kinds=("shm", "tcp")) as endpoint:
+            store = TensorStore(endpoint, owner="here", limit=64 << 20)
+            books, holder = store._books, holder_of(endpoint)
+            await asyncio.sleep(0)
+            tasks = asyncio.all_tasks()
+            for number in range(3):
+                with peers("b", hosts=(host,) if host else ()) as only:
+                    b = only[0].handle
+                    ref = await store.put(np.arange(8 << 20, dtype=np.float32))
+                    part = ref[::2]  # copied for each who asks
+                    await b.keep([ref, part])
+                    await b.keep((await b.give())[number % 2])  # not by its owner: it has to be asked
+                    for _ in range(20):
+                        fetching = asyncio.create_task(b.fetch())
+                        await asyncio.sleep(0.002 * number)
+                        fetching.cancel()
+                        await asyncio.wait([fetching])
+                    only[0].process.send_signal(signal.SIGSTOP)
+                    stuck = [asyncio.create_task(b.fetch()) for _ in range(3)]
+                    passing = asyncio.create_task(b.keep(ref))
+                    await asyncio.sleep(0.02)
+                    only[0].process.kill()
+                    for task in (*stuck, passing):
+                        with pytest.raises(PeerLost):
+                            await task
+                    del ref, part, task, passing, stuck, fetching
+                await soon(partial(is_empty_here, store))
+                await soon(partial(is_quiet, [holder, holder_of(loop_endpoint())]))
+                # This process holds entries of its own store by a link too, when others hand it refs of them.
+                assert len(books._sessions) <= 1
+                assert len(tables._tables) <= 1
+                assert not books._untold
+                assert asyncio.all_tasks() <= tasks
+            store.close()
+
+    async def is_empty_here(store: TensorStore) -> bool:
+        return not store.statistics().used and not store._books.entries
+
+    async def is_quiet(holders: list[Any]) -> bool:
+        return not any(holder.pins for holder in holders)
+
+    run(main())
