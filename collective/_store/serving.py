@@ -84,7 +84,7 @@ class Books:
         self.where = where
         self.loop = asyncio.get_running_loop()
         self.entries: dict[bytes, Entry] = {}
-        """By their keys. How long it takes to find none tells nothing of them: only what has the same hash is compared."""
+        """By their keys. Looking for a wrong one tells nothing by its time: only equal hashes have keys compared."""
         self.why_gone = "nobody held it any more, and its owner has freed it"
         self.own = OwnSource(self)
         holder.attach(self.own)
