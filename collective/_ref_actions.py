@@ -215,7 +215,6 @@ class Relayout(Action):
                 src=self.src,
                 dst=self.dst,
                 flows=engine.current.flows,
-                place=engine.next_place,
                 hosts=engine.hosts,
                 out=target.tree,
             )

@@ -11,6 +11,7 @@
      |   |- GroupClosed             used after aclose()
      |   |- WrongThread             called from another thread or event loop than the group's
      |   |- GroupBroken             pending or later work on a broken group; reset() mends it
+     |   |- ScopeEnded              a call of several members ended, on one of them, before its collective was agreed
      |   |- CollectiveMismatch      members called different things at one place
      |   |- CollectiveTimeout (TimeoutError)   a member did not announce in time
      |   |- PeerLost (ConnectionError)         a member died
@@ -108,16 +109,45 @@ class GroupBroken(GroupError):
         self.reason = reason
 
 
-class CollectiveMismatch(GroupError):
-    """Members of a group called different things at one place of its order."""
+class ScopeEnded(GroupError):
+    """What an operation was paired by is over: a call failed on one of the members that it reached, or ended there.
 
-    def __init__(self, group: str, place: int, calls: Sequence[tuple[Sequence[int], str]]) -> None:
-        said = "; ".join(f"{_spans(ranks)} called {what}" for ranks, what in calls)
+    The group goes on, and so do its other calls.
+
+    :ivar scope: the scope's name.
+    :ivar rank: the member that ended it.
+    :ivar operation: what it had not finished there, if anything, and `line` where in its code that was called.
+    """
+
+    def __init__(
+        self, group: str, scope: str, rank: int, operation: str, line: str, cause: str, *, who: str = ""
+    ) -> None:
+        left = f" left {operation} at {line} unfinished:" if operation else ":"
         super().__init__(
-            f"members of group {group!r} disagree at place {place}: {said}; "
-            "make every member call the same operations in the same order, then `await group.reset()`"
+            f"{scope} has ended in group {group!r}: {who or f'rank {rank}'}{left} {cause}; the group goes on: call it again"
         )
         self.group = group
+        self.scope = scope
+        self.rank = rank
+        self.operation = operation
+        self.line = line
+        self.cause = cause
+
+
+class CollectiveMismatch(GroupError):
+    """Members of a group called different things at one place of its order, or of a scope's."""
+
+    def __init__(
+        self, group: str, place: int, calls: Sequence[tuple[Sequence[int], str]], *, scope: str = ""
+    ) -> None:
+        said = "; ".join(f"{_spans(ranks)} called {what}" for ranks, what in calls)
+        where = f"in {scope}" if scope else f"at place {place}"
+        super().__init__(
+            f"members of group {group!r} disagree {where}: {said}; make every member call the same operations in the "
+            f"same order{'' if scope else ', then `await group.reset()`'}"
+        )
+        self.group = group
+        self.scope = scope
         self.place = place
         self.calls = tuple((tuple(ranks), what) for ranks, what in calls)
 
@@ -125,15 +155,28 @@ class CollectiveMismatch(GroupError):
 class CollectiveTimeout(GroupError, TimeoutError):
     """A collective was not announced by every member within the group's timeout."""
 
-    def __init__(self, group: str, operation: str, timeout: float, missing: Sequence[str]) -> None:
+    def __init__(
+        self,
+        group: str,
+        operation: str,
+        timeout: float,
+        missing: Sequence[str],
+        *,
+        scope: str = "",
+        pending: Sequence[str] = (),
+    ) -> None:
+        others = f" ({'; '.join(pending)})" if pending else ""
         super().__init__(
-            f"{operation} on group {group!r} waited {timeout:g} s for {', '.join(missing) or 'a member'}; "
-            "raise GroupSpec(timeout=...) if that is normal, then `await group.reset()` on every member"
+            f"{operation} on group {group!r}{f' in {scope}' if scope else ''} waited {timeout:g} s for "
+            f"{', '.join(missing) or 'a member'}{others}; raise GroupSpec(timeout=...) if that is normal"
+            f"{'' if scope else ', then `await group.reset()` on every member'}"
         )
         self.group = group
         self.operation = operation
         self.timeout = timeout
         self.missing = tuple(missing)
+        self.scope = scope
+        self.pending = tuple(pending)
 
 
 class PeerLost(GroupError, ConnectionError):

@@ -22,15 +22,18 @@ from collective._core.operations import (
 from collective._core.repartition import Repartition
 from collective._integers import integer, shape_from
 from collective.errors import GroupClosed, WrongThread
+from collective.scopes import current_part, enter, leave, scope_in
 from collective.types import ReduceOp
 from collective.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
+    from contextvars import Token
     from types import TracebackType
     from typing import Self
 
     from collective._core.engine import Engine
+    from collective.scopes import Key, Scope
     from collective.tensors import Array
     from collective.types import GroupStatistics, Member
 
@@ -42,14 +45,15 @@ _PACKAGE = __name__.rpartition(".")[0]
 class Group:
     """A collective group, as one of its members holds it; `rank` is always group-local.
 
-    Every operation is a plain function that takes its place when called and returns a Work at once. Collectives run in
-    the order in which each member called them. A rank gets back the kind of array that it passed (numpy, torch, cupy);
+    Every operation is a plain function that takes its place when called and returns a Work at once. Collectives are
+    paired by their order in their scope: a broadcast call that reaches every member is one, `scope(key)` makes others,
+    and all else is in the default scope, in the order of each member's program. A rank gets back the kind of array that it passed (numpy, torch, cupy);
     who passed nothing gets the sender's kind, or that of `out`. Inputs may be changed once the Work is done; a result
     shares memory with no one, unless it is `out`. Bad arguments raise ValueError or TypeError at the call.
 
     Awaiting an operation raises:
-        CollectiveMismatch: members called different things at one place. GroupBroken: some member left a collective
-        unfinished; `reset()` mends it. PeerLost: a member died. CollectiveTimeout: a member did not come in time.
+        CollectiveMismatch: members called different things at one place. ScopeEnded: the call that it belongs to failed on
+        some member. GroupBroken: some member left a collective of the default scope unfinished; `reset()` mends it. PeerLost: a member died. CollectiveTimeout: a member did not come in time.
         GroupClosed: this member closed the group. BackendError: a library below failed.
     """
 
@@ -120,15 +124,33 @@ class Group:
         """Return what this member's group does and holds now."""
         return self._engine.statistics()
 
+    def scope(self, key: Key | None) -> ScopedGroup:
+        """Return this group in a scope of its own: operations in it are paired with those under an equal key alone.
+
+        `with group.scope(key):` puts all that the block, and the tasks that it starts, call in this group into the
+        scope; what it returns has all operations too, for generators, where a block would leak into their callers. The
+        scope is inside that of the running call, where that reaches every member, and inside that of a block around it.
+        Members may call collectives of different scopes in different orders.
+
+        :param key: a str, an int, bytes, or a tuple of these, equal on every member; None is the group's default scope,
+            in the order of each member's program.
+
+        Raises:
+            TypeError: the key is something else.
+        """
+        self._enter("scope()")
+        scope = self._engine.default_scope if key is None else self._scope().inside(key)
+        return ScopedGroup(self._engine, scope)
+
     def send(self, tensor: Array, dst: int, *, tag: int = 0) -> Work[None]:
         """Send a tensor to a rank, to oneself too; done when the tensor may be changed.
 
-        Ordered per (source, destination, tag), apart from collectives. Up to 64 KiB are buffered; more may wait for
-        the receive.
+        Ordered per (scope, source, destination, tag), apart from collectives. Up to 64 KiB are buffered; more may wait
+        for the receive.
         """
         self._enter("send()")
         spec = describe(tensor)
-        return self._engine.send(tensor, spec, check_rank(dst, self.size, "dst"), integer(tag, "tag"))
+        return self._engine.send(self._scope(), tensor, spec, check_rank(dst, self.size, "dst"), integer(tag, "tag"))
 
     def recv(self, src: int, *, tag: int = 0, out: Array | None = None) -> Work[Array]:
         """Receive the next tensor that a rank sent with this tag.
@@ -138,7 +160,7 @@ class Group:
         self._enter("recv()")
         if out is not None:
             check_out(out, describe(out, "out"))
-        return self._engine.recv(check_rank(src, self.size, "src"), integer(tag, "tag"), out)
+        return self._engine.recv(self._scope(), check_rank(src, self.size, "src"), integer(tag, "tag"), out)
 
     def broadcast(self, tensor: Array | None, root: int, *, out: Array | None = None) -> Work[Array]:
         """Give every member the root's tensor; the others pass None."""
@@ -208,19 +230,17 @@ class Group:
             neither the old nor the new.
         """
         engine = self._engine
-        place, hosts = engine.next_place, engine.hosts
         return self._collective(
             "repartition",
             lambda rank, size: Repartition(
-                rank, size, local, src=src, dst=dst, flows=engine.current.flows, place=place, hosts=hosts, share=share,
-                out=out,
+                rank, size, local, src=src, dst=dst, flows=engine.current.flows, hosts=engine.hosts, share=share, out=out
             ),
         )
 
     def split(self, color: int | None, key: int = 0) -> Work[Group | None]:
         """Form a group of the members that passed the same color, ordered by (key, rank); color None gets None.
 
-        The subgroup dies with this group's epoch.
+        The subgroup dies with this group's epoch. Its default scope is the one that this is called in.
         """
         operation: Split
 
@@ -229,11 +249,12 @@ class Group:
             operation = Split(rank, size, color, key)
             return operation
 
-        place = self._engine.next_place
+        scope, part = self._scope(), current_part()
         agreed = self._collective("split", make)
         work: Work[Group | None] = Work(agreed.description)
-        self._engine.enter_scope(work)
-        forming = self._engine.spawn(self._form_subgroup(agreed, operation, place, work))
+        if part is not None:
+            part.note(work, self._engine, scope)
+        forming = self._engine.spawn(self._form_subgroup(agreed, operation, scope, work))
         forming.add_done_callback(lambda _: self._end_split(agreed, work))
         return work
 
@@ -282,24 +303,27 @@ class Group:
 
     def _collective(self, name: str, make: Callable[[int, int], Operation]) -> Work[Any]:
         self._enter(f"{name}()")
-        engine = self._engine
-        place = engine.take_place()
+        engine, scope = self._engine, self._scope()
         where = _caller()
         try:
             operation = make(engine.rank, engine.size)
         except (TypeError, ValueError) as error:
-            engine.announce_failed(place, f"{name}()", error, where)
+            engine.announce_failed(scope, f"{name}()", error, where)
             raise
-        return engine.submit(place, operation, where)
+        return engine.submit(scope, operation, where)
 
-    async def _form_subgroup(self, agreed: Work[Any], operation: Split, place: int, work: Work[Group | None]) -> None:
+    def _scope(self) -> Scope:
+        """Return the scope of what is called on this now."""
+        return scope_in(self._engine)
+
+    async def _form_subgroup(self, agreed: Work[Any], operation: Split, scope: Scope, work: Work[Group | None]) -> None:
         engine = self._engine
         try:
             await agreed
             if operation.color is None:
                 work._succeed(None)
                 return
-            subgroup = engine.subgroup(operation.ranks, operation.color, place)
+            subgroup = engine.subgroup(operation.ranks, operation.color, operation.seq, scope)
             await subgroup.open()
             engine.at_end_of_epoch(lambda why: subgroup.faults.end_with_parent(engine.name, why))
             work._succeed(Group(subgroup))
@@ -311,6 +335,30 @@ class Group:
         if not work.done():
             error = agreed.exception() if agreed.done() else None
             work._fail(error or self._engine.fault() or GroupClosed(self.name, "split()"))
+
+
+class ScopedGroup(Group):
+    """A group whose operations are all in one scope. See `Group.scope`."""
+
+    def __init__(self, engine: Engine, scope: Scope) -> None:
+        super().__init__(engine)
+        self._fixed = scope
+        self._entered: list[Token[Any]] = []
+
+    def __enter__(self) -> Self:
+        self._entered.append(enter(self._engine, self._fixed))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        leave(self._entered.pop())
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]} in {self._fixed.name}>"
+
+    def _scope(self) -> Scope:
+        return self._fixed
 
 
 class Batch:
@@ -334,14 +382,14 @@ class Batch:
     def send(self, tensor: Array, dst: int, *, tag: int = 0) -> None:
         """As Group.send."""
         spec, dst, tag = describe(tensor), check_rank(dst, self._group.size, "dst"), integer(tag, "tag")
-        self._defer(lambda: self._group._engine.send(tensor, spec, dst, tag), "send")
+        self._defer(lambda: self._group._engine.send(self._group._scope(), tensor, spec, dst, tag), "send")
 
     def recv(self, src: int, *, tag: int = 0, out: Array | None = None) -> None:
         """As Group.recv."""
         if out is not None:
             check_out(out, describe(out, "out"))
         src, tag = check_rank(src, self._group.size, "src"), integer(tag, "tag")
-        self._defer(lambda: self._group._engine.recv(src, tag, out), "recv")
+        self._defer(lambda: self._group._engine.recv(self._group._scope(), src, tag, out), "recv")
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
         if self._works is None:

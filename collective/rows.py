@@ -111,7 +111,9 @@ class RowStream:
         fault = engine.fault()
         if fault is not None:
             raise fault
-        key = engine.current.streams.next_key(producers, consumers)
+        scope = group._scope()
+        scopes.touch(engine, scope)
+        key = engine.current.streams.next_key(producers, consumers, scope.bytes)
         seat = Seat(engine, key, terms)
         if engine.rank in terms.producers:
             self._end = Producer(seat, terms.producers.index(engine.rank))

@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 from collective import scopes, tensors
 from collective._backends import settle
 from collective._core import tree
-from collective._core.agreement import Briefs, Metas, Record
+from collective._core.agreement import Ended, Record
 from collective._core.epoch import Epoch
 from collective._core.fabric import Fabric
 from collective._core.faults import LEFT, Faults
 from collective._core.hearing import Hearing
-from collective._core.operations import BriefOperation, Disagreement, Operation
+from collective._core.operations import Barrier, BriefOperation, Operation
 from collective._core.pipeline import Pending
 from collective._core.resets import Resets
-from collective.errors import GroupClosed, LinkBroken
+from collective._core.watchdog import Watchdog
+from collective.errors import GroupClosed, GroupError, LinkBroken
+from collective.scopes import Ending
 from collective.types import GroupStatistics
 from collective.work import Work
 
@@ -28,7 +30,13 @@ if TYPE_CHECKING:
 
     from collective._core.operands import Spec
     from collective.abc import Endpoint
+    from collective.scopes import CallScope, Scope
     from collective.types import Credential, Member
+
+MOST: Final = 1 << 16
+"""Collectives of a member that are called and not done."""
+_REACHES: Final = 64
+"""Kinds of calls for which a group keeps whether they reach all of its members."""
 
 
 class Engine:
@@ -49,6 +57,7 @@ class Engine:
         credential: Credential,
         backend: str,
         timeout: float,
+        default_scope: Scope = scopes.DEFAULT,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.endpoint = endpoint
@@ -63,6 +72,12 @@ class Engine:
         self.token = f"{key}#{rank}"
         self.closed = False
         self.me = f"rank {rank} ({members[rank]})"
+        self.parts = scopes.parts_at(endpoint)
+        self.default_scope = default_scope
+        self.ended = Ended()
+        self._reached: dict[scopes.Reach, bool] = {}
+        self._holder: ref[CallScope] | None = None
+        """The call that has called in the default scope last."""
         self.fabric = Fabric(endpoint, self.members, rank, key=key, credential=credential)
         self._hearing = Hearing(self)
         self.fabric.on_message = self._hearing.hear
@@ -71,6 +86,7 @@ class Engine:
         self.fabric.on_own_end = self.abandon
         self.faults = Faults(self)
         self.resets = Resets(self)
+        self.watchdog = Watchdog(self)
         self.current = Epoch(0, self)
         scopes.register(self)
 
@@ -103,7 +119,7 @@ class Engine:
             return
         self.closed = True
         epoch = self.current
-        done_before = min(epoch.pending, default=epoch.next_place)
+        done_before = min((entry.seq for entry in epoch.pending.values() if entry.agreed), default=epoch.agreed)
         if any(entry.issued for entry in epoch.pending.values()):
             epoch.plane.abandon()
         epoch.end(lambda: GroupClosed(self.name, "an operation was pending"), "it was closed")
@@ -114,6 +130,7 @@ class Engine:
             async with asyncio.timeout(1.0):
                 await self.fabric.flush()
         self.fabric.close()
+        self.watchdog.close()
         await epoch.plane.aclose()
 
     def abandon(self) -> None:
@@ -123,6 +140,7 @@ class Engine:
         self.closed = True
         self.faults.break_off(self.current, lambda: GroupClosed(self.name, "an operation was pending"), "it was closed")
         self.fabric.close()
+        self.watchdog.close()
 
     def fault(self) -> Exception | None:
         """Return the error that every operation raises now, or None."""
@@ -144,113 +162,152 @@ class Engine:
         named = [member.address.host for member in self.members]
         return named if len(set(named)) > 1 else None
 
-    @property
-    def next_place(self) -> int:
-        """The place that the next collective takes."""
-        return self.current.next_place
-
-    def enter_scope(self, work: Work[Any]) -> None:
-        """Make a Work that is unfinished at the bad end of its call break the group."""
-        scopes.note(work, self)
-
-    def subgroup(self, ranks: Sequence[int], color: int, place: int) -> Engine:
+    def subgroup(self, ranks: Sequence[int], color: int, seq: int, scope: Scope) -> Engine:
         """Return an engine of a group of some of the members, this one among them; not open yet."""
         return Engine(
             self.endpoint,
             [self.members[rank] for rank in ranks],
             ranks.index(self.rank),
             name=f"{self.name}.split({color})",
-            key=f"{self.key}/{self.current.number}.{place}.{color}",
+            key=f"{self.key}/{self.current.number}.{seq}.{color}",
             credential=self.credential,
             backend=self.backend,
             timeout=self.timeout,
+            default_scope=scope,
         )
 
-    def companion(self, generation: int) -> Engine:
-        """Return an engine of a group of the same members, for what others than they call; not open yet."""
-        return Engine(
-            self.endpoint,
-            self.members,
-            self.rank,
-            name=self.name,
-            key=f"{self.key}/{self.current.number}.lane.{generation}",
-            credential=self.credential,
-            backend=self.backend,
-            timeout=self.timeout,
-        )
+    def is_reached(self, reach: scopes.Reach) -> bool:
+        """Whether a call that reaches these actors reaches every member."""
+        known = self._reached.get(reach)
+        if known is None:
+            if len(self._reached) >= _REACHES:
+                self._reached.clear()
+            known = self._reached[reach] = reach is None or all(
+                member.role == reach[0] and member.rank in reach[1] for member in self.members
+            )
+        return known
 
-    def take_place(self) -> int:
-        """Take the next place of this member's collectives."""
-        place = self.current.next_place
-        self.current.next_place += 1
-        return place
-
-    def announce_failed(self, place: int, name: str, error: Exception, where: str) -> None:
-        """Let the others learn that this member's call at a place failed its own checks."""
+    def announce_failed(self, scope: Scope, name: str, error: Exception, where: str) -> None:
+        """Let the others learn that this member's call in a scope failed its own checks."""
         epoch = self.current
-        if self.size == 1 or epoch.refuses(place):
+        if self.size == 1 or epoch.fault is not None or scope.root in self.ended:
             return
         what = f"{name}, which failed with {type(error).__name__}: {error}"
-        epoch.announce(place, Record(f"failed on {self.rank}".encode(), what, where, True))
+        work: Work[Any] = Work(what)
+        work.add_done_callback(scopes.look_at)  # its caller has the error
+        record = Record(f"failed on {self.rank}".encode(), what, where, True)
+        if not scope.ends:
+            self.faults.doom(epoch, f"{self.me} called {what} at {where}")
+        epoch.announce(Pending(-1, scope, record, Barrier(self.rank, self.size), work))
 
-    def submit(self, place: int, operation: Operation, where: str) -> Work[Any]:
-        """Announce a collective at a place and return its completion."""
+    def submit(self, scope: Scope, operation: Operation, where: str) -> Work[Any]:
+        """Announce a collective in a scope and return its completion.
+
+        Raises:
+            GroupError: another call has unfinished collectives in the group's default scope, or too many have been
+                called and not agreed.
+        """
         epoch = self.current
         record = operation.record(where)
         work: Work[Any] = Work(f"{record.what} at {where}")
-        if epoch.refuses(place):
-            work._fail(self.faults.error_at(epoch, place))
+        if epoch.fault is not None or scope.root in self.ended:
+            work._fail(self._refusal(epoch, scope))
             return work
-        pending = Pending(place, operation, work)
-        epoch.pending[place] = pending
+        part = scopes.current_part()
+        if scope is self.default_scope and (self._holder and self._holder()) is not part:
+            self._claim(part, work)
+        if len(epoch.pending) >= MOST:
+            raise self._too_many(scope, work)
+        pending = Pending(epoch.called, scope, record, operation, work, part)
+        epoch.called += 1
+        epoch.pending[pending.number] = pending
         for rank in list(self.faults.left):
             self.faults.fail_left(epoch, rank)
-        shows = epoch.agreement.shows_briefs
-        brief = operation.brief() if shows and isinstance(operation, BriefOperation) else None
-        epoch.announce(place, record, operation.meta, brief)
+        if epoch.agreement.shows_briefs and isinstance(operation, BriefOperation):
+            pending.brief = operation.brief()
+        epoch.announce(pending)
         if not work.done():
-            scopes.note(work, self)
+            if part is not None:
+                part.note(work, self, scope)
             if not pending.agreed:
-                pending.timer = self.loop.call_later(self.timeout, self.faults.on_overdue, epoch, pending)
+                self.watchdog.add(pending)
         return work
 
-    def on_agreed(self, epoch: Epoch, place: int, metas: Metas, briefs: Briefs = None) -> None:
-        """All members agreed on a place."""
-        pending = epoch.pending.get(place)
-        if pending is None:
-            return
-        pending.agreed = True
-        operation = pending.operation
-        if pending.timer is not None:
-            pending.timer.cancel()
-        try:
-            operation.agree(metas)
-        except Disagreement as error:
-            what = operation.describe()
-            self.faults.on_mismatch(epoch, place, [([rank], f"{what}: {said}") for rank, said in enumerate(error.said)])
-            return
-        if briefs is not None and isinstance(operation, BriefOperation) and operation.is_settled_by(briefs):
-            epoch.pipeline.settle(pending, partial(operation.settle, briefs))
+    def _refusal(self, epoch: Epoch, scope: Scope) -> Exception:
+        """Return the error of a collective that is called too late."""
+        mismatch = epoch.mismatch(scope, self.name)
+        if mismatch is not None:
+            return mismatch
+        ending = self.ended.get(scope.root)
+        if ending is not None:
+            return ending.ended(self.name, scope)
+        assert epoch.fault is not None
+        return epoch.fault()
+
+    def _claim(self, part: CallScope | None, work: Work[Any]) -> None:
+        """Take the default scope for a call, unless another has unfinished collectives there: who could tell them apart?"""
+        for entry in self.current.pending.values():
+            if entry.scope is self.default_scope and entry.part is not part:
+                raise GroupError(
+                    f"{_name_of(part)} calls {work.description} in the default scope of group {self.name!r}, where "
+                    f"{_name_of(entry.part)} has not finished {entry.work.description}: members may run the two in "
+                    "other orders, and mix them. Await one before the other starts; or call all members at once, as in "
+                    'gang["role"].method(), which gives each call a scope; or put each under a key of its own that is '
+                    "equal on all members, `with group.scope(key):`"
+                )
+        self._holder = None if part is None else ref(part)
+
+    def _too_many(self, scope: Scope, work: Work[Any]) -> GroupError:
+        error = GroupError(
+            f"{work.description} in {scope.name} of group {self.name!r}: {MOST} collectives are called here and not "
+            "done; await some of them, or see why other members do not call them"
+        )
+        if scope.ends:
+            self.end_scope(scope.root, Ending(self.rank, self.me, "", "", str(error)))
         else:
-            epoch.pipeline.add(pending)
+            self.break_everywhere(f"{self.me}: {error}")
+        return error
+
+    # ----------------------------------------------------------------- scopes
+
+    def end_scope(self, root: bytes, ending: Ending) -> None:
+        """End a call's scope on every member: what was agreed completes, and nothing else of it."""
+        epoch = self.current
+        if self.closed or epoch.fault is not None or not self.ended.add(root, ending):
+            return
+        self.faults.flood(("over", epoch.number, root, tuple(ending)))
+        epoch.end_scope(root, ending)
+
+    def part_over(self, root: bytes) -> None:
+        """This member's part in a call is over: nobody receives what is left of it."""
+        self.current.mailbox.part_over(root)
+        self.current.streams.part_over(root)
 
     # ------------------------------------------------------- sends and receives
 
-    def send(self, tensor: Any, spec: Spec, dst: int, tag: int) -> Work[None]:
+    def send(self, scope: Scope, tensor: Any, spec: Spec, dst: int, tag: int) -> Work[None]:
         """Send a tensor of that spec to a rank."""
         epoch = self.current
-        if epoch.fault is not None:
-            return self._failed(f"send(dst={dst}, tag={tag})", epoch.fault())
+        ending = self.ended.get(scope.root)
+        if ending is not None:
+            return self._failed(f"send(dst={dst}, tag={tag})", ending.ended(self.name, scope))
+        fault = epoch.fault or epoch.doom
+        if fault is not None:
+            return self._failed(f"send(dst={dst}, tag={tag})", fault())
         if dst in self.faults.left:
             return self._failed(f"send(dst={dst}, tag={tag})", self.faults.peer_lost(dst, LEFT))
-        return epoch.mailbox.send(tensor, spec, dst, tag)
+        return epoch.mailbox.send(scope, tensor, spec, dst, tag)
 
-    def recv(self, src: int, tag: int, out: Any) -> Work[Any]:
+    def recv(self, scope: Scope, src: int, tag: int, out: Any) -> Work[Any]:
         """Receive the next tensor from a rank with a tag."""
         epoch = self.current
-        if epoch.fault is not None:
-            return self._failed(f"recv(src={src}, tag={tag})", epoch.fault())
-        work = epoch.mailbox.recv(src, tag, out)
+        ending = self.ended.get(scope.root)
+        if ending is not None:
+            return self._failed(f"recv(src={src}, tag={tag})", ending.ended(self.name, scope))
+        fault = epoch.fault or epoch.doom
+        if fault is not None:
+            return self._failed(f"recv(src={src}, tag={tag})", fault())
+        work = epoch.mailbox.recv(scope, src, tag, out)
         if src in self.faults.left:
             self.faults.fail_left(epoch, src)
         return work
@@ -267,7 +324,7 @@ class Engine:
         epoch = self.current
         return GroupStatistics(
             epoch=epoch.number,
-            collectives=epoch.next_place,
+            collectives=epoch.called,
             pending_collectives=len(epoch.pending),
             pending_messages=epoch.mailbox.pending,
             buffered_bytes=epoch.mailbox.buffered_bytes,
@@ -321,3 +378,7 @@ class Engine:
     def name_of(self, rank: int) -> str:
         """How errors name a member."""
         return f"rank {rank} ({self.members[rank]})"
+
+
+def _name_of(part: CallScope | None) -> str:
+    return "code outside calls, as in setup()," if part is None else part.name

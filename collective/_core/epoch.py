@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from collective import scopes
 from collective._backends import make_plane
 from collective._core.agreement import Agreement
 from collective._core.cards import Cards
@@ -13,15 +14,18 @@ from collective._core.lanes import Lane
 from collective._core.mailbox import Mailbox
 from collective._core.pipeline import Pipeline
 from collective._core.row_streams import Streams
+from collective._core.verdicts import Verdicts
 from collective.abc import AnnouncingPlane, PlaneContext
+from collective.scopes import KEPT
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
 
-    from collective._core.agreement import Announcing, Calls, Record
+    from collective._core.agreement import Announcing, Calls
     from collective._core.engine import Engine
     from collective._core.pipeline import Pending
+    from collective.scopes import Call, Ending, Scope
 
 
 class Epoch:
@@ -29,16 +33,23 @@ class Epoch:
 
     def __init__(self, number: int, engine: Engine) -> None:
         self.number = number
-        self.next_place = 0
+        self.called = 0
+        """Collectives that this member has called."""
+        self.agreed = 0
+        """Collectives that all have called: the place of the next one in the order that they agreed on."""
         self.pending: dict[int, Pending] = {}
+        """What is not done, by its number among this member's calls."""
         self.tasks: set[asyncio.Task[Any]] = set()
         self.fault: Callable[[], Exception] | None = None
         """What every operation raises, once the epoch is broken."""
-        self.mismatches: dict[int, Calls] = {}
+        self.doom: Callable[[], Exception] | None = None
+        """What sends and receives raise, once it is known that the epoch will break: as soon as collectives that come
+        before what breaks it have been called by all."""
         self.on_end: list[Callable[[str], None]] = []
+        self._mismatches: dict[bytes, tuple[int, Calls]] = {}
         self._cut: int | None = None
         """Set where the epoch is broken from a place on, and what comes before it still completes."""
-        self._held: list[tuple[int, Record, Any, bytes | None]] | None = []
+        self._held: list[Callable[[], None]] | None = []
         """What was announced before the epoch began; None from then on."""
         self._on_drained = partial(engine.faults.on_drained, self)
         self._fabric = engine.fabric
@@ -53,6 +64,10 @@ class Epoch:
             spawn=self.spawn,
             on_failure=partial(engine.faults.on_transfer_failed, self),
             on_cut_off=partial(engine.faults.on_transfer_ended, self),
+            group=engine.name,
+            parts=engine.parts,
+            ended=engine.ended,
+            on_waiting=engine.watchdog.tell,
         )
         self.flows = Flows(
             number,
@@ -64,6 +79,7 @@ class Epoch:
         self.streams = Streams(
             lambda rank, key, message: post(rank, ("stream", number, key, message)),
             engine.fabric.forget,
+            parts=engine.parts,
             shared=engine.endpoint.address.shm is not None,
         )
         self.lane = Lane(engine, post=lambda rank, message: post(rank, ("lane", number, message)))
@@ -92,63 +108,83 @@ class Epoch:
         def post(rank: int, message: tuple[Any, ...]) -> None:
             engine.fabric.post(rank, ("agree", self.number, message))
 
-        def fail(place: int, error: BaseException) -> None:
-            if place in self.pending:
-                engine.faults.on_library_failed(self, self.pending[place], error)
-
-        on_agreed = partial(engine.on_agreed, self)
-        by_messages = Agreement(
-            engine.rank,
-            engine.size,
-            loop=engine.loop,
-            post=post,
-            on_agreed=on_agreed,
-            on_mismatch=partial(engine.faults.on_mismatch, self),
-        )
+        verdicts = Verdicts(engine, self)
         if not isinstance(self.plane, AnnouncingPlane) or engine.size == 1:
-            return by_messages
-        return Cards(
-            engine.rank,
-            engine.size,
-            loop=engine.loop,
-            plane=self.plane,
-            disputes=by_messages,
-            post=post,
-            on_agreed=on_agreed,
-            on_failure=fail,
-        )
+            return Agreement(engine.rank, engine.size, loop=engine.loop, post=post, listener=verdicts)
+        return Cards(engine.rank, engine.size, loop=engine.loop, plane=self.plane, post=post, listener=verdicts)
 
     @property
     def broken(self) -> bool:
         """Whether nothing completes any more."""
         return self.fault is not None and self._cut is None
 
-    def refuses(self, place: int) -> bool:
-        """Whether a collective at a place fails at its call."""
-        return self.fault is not None and (self._cut is None or place >= self._cut)
-
     def cut(self, place: int, error: Callable[[], Exception]) -> None:
-        """Refuse what comes at a place and after it."""
-        if not self.refuses(place):
+        """Let nothing be agreed at a place or after it; fail what cannot be, once all before it is known."""
+        if self._cut is None and self.fault is not None:
+            return
+        if self._cut is None or place < self._cut:
             self.fault, self._cut = error, place
+        self.mailbox.end(error)
+        self.take_cut()
 
-    def announce(self, place: int, record: Record, meta: Any = None, brief: bytes | None = None) -> None:
-        """Say what this member called at a place, once the epoch has begun."""
+    def take_cut(self) -> None:
+        """Fail what comes after the cut, once what comes before it is known to be agreed."""
+        if self._cut is None or self.agreed < self._cut or self.fault is None:
+            return
+        for entry in [each for each in self.pending.values() if not each.agreed or each.seq >= self._cut]:
+            del self.pending[entry.number]
+            entry.fail(self.fault())
+        if self.drained:
+            self._on_drained()
+
+    def needs(self, place: int) -> bool:
+        """Whether anything that this member has called comes at a place of the agreed order or after it."""
+        return any(not entry.agreed or entry.seq >= place for entry in self.pending.values())
+
+    def waiting_in(self, scope: bytes) -> list[Pending]:
+        """Return what this member has called in a scope and not all others."""
+        return [entry for entry in self.pending.values() if not entry.agreed and entry.scope.bytes == scope]
+
+    def waiting_calls(self) -> set[Call]:
+        """Return the calls that wait here for other members."""
+        calls = [entry.part.call for entry in self.pending.values() if not entry.agreed and entry.part is not None]
+        return {call for call in calls + self.mailbox.waiting_calls() if call is not None}
+
+    def note_mismatch(self, scope: bytes, place: int, calls: Calls) -> None:
+        """Keep what members called at the front of a scope for the call that this one has not made yet."""
+        self._mismatches[scope] = place, calls
+        while len(self._mismatches) > KEPT:
+            del self._mismatches[next(iter(self._mismatches))]
+
+    def mismatch(self, scope: Scope, group: str) -> Exception | None:
+        """Return the error of a call in a scope where the others had called other things, once."""
+        known = self._mismatches.pop(scope.bytes, None)
+        return known and scopes.mismatch(group, scope, *known)
+
+    def announce(self, pending: Pending) -> None:
+        """Say what this member called, once the epoch has begun."""
         if self._held is not None:
-            self._held.append((place, record, meta, brief))
+            self._held.append(partial(self.agreement.announce, pending))
         else:
-            self.agreement.announce(place, record, meta, brief)
+            self.agreement.announce(pending)
+
+    def end_scope(self, root: bytes, ending: Ending) -> None:
+        """Announce nothing of a scope any more."""
+        if self._held is not None:
+            self._held.append(partial(self.agreement.end_scope, root, ending))
+        else:
+            self.agreement.end_scope(root, ending)
 
     def begin(self) -> None:
         """All members have opened it: go on with what was called in another task meanwhile."""
         held, self._held = self._held or [], None
-        for said in held:
-            self.announce(*said)
+        for say in held:
+            say()
 
     @property
     def drained(self) -> bool:
-        """Whether the epoch was cut, and nothing before the cut is pending or can still be called."""
-        return self._cut is not None and self.next_place >= self._cut and not self.pending
+        """Whether the epoch was cut, and nothing before the cut is pending."""
+        return self._cut is not None and self.agreed >= self._cut and not self.pending
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a coroutine that is cancelled when the epoch ends, perhaps before its first step."""
@@ -159,13 +195,9 @@ class Epoch:
 
     def forget(self, pending: Pending) -> None:
         """Drop a collective that is done."""
-        self.pending.pop(pending.place, None)
+        self.pending.pop(pending.number, None)
         if self.drained:
             self._on_drained()
-
-    def take_from(self, place: int) -> list[Pending]:
-        """Take out what is pending at a place and after it."""
-        return [self.pending.pop(number) for number in sorted(self.pending) if number >= place]
 
     def end(self, error: Callable[[], Exception], why: str) -> None:
         """Fail all that is pending, each with an error of its own, and end the groups split from this one."""

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from collective._core import rollcall, tree
 from collective._core.pipeline import LIBRARY_GRACE
 from collective._core.rollcall import RollCall
-from collective.errors import CollectiveMismatch, CollectiveTimeout, GroupBroken, LinkClosed, PeerLost
+from collective.errors import CollectiveTimeout, GroupBroken, LinkClosed, PeerLost
+from collective.scopes import Ending
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from collective._core.agreement import Calls
     from collective._core.engine import Engine
     from collective._core.epoch import Epoch
     from collective._core.pipeline import Pending
@@ -30,7 +30,7 @@ class Faults:
     """One member's knowledge of what went wrong in its group.
 
     :ivar lost: why each member that died did.
-    :ivar left: the place up to which each member that closed the group has finished its collectives.
+    :ivar left: the place, in the order that all agreed on, up to which each member that closed the group has finished.
     :ivar outlived: makes the error of a group whose parent has ended its epoch: it is broken for good.
     """
 
@@ -59,6 +59,14 @@ class Faults:
         self.break_off(epoch, error, reason)
         self._engine.resets.fail(error)
         self.flood(("break", epoch.number, reason))
+
+    def doom(self, epoch: Epoch, reason: str) -> None:
+        """Take note, and tell the others, that an epoch will break: a call that nobody can pair with was refused."""
+        if epoch.fault is None and epoch.doom is None:
+            name = self._engine.name
+            epoch.doom = lambda: GroupBroken(name, reason)
+            epoch.mailbox.end(epoch.doom)
+            self.flood(("doom", epoch.number, reason))
 
     def break_off(self, epoch: Epoch, error: Callable[[], Exception], why: str) -> None:
         """End an epoch at this member; from then on every operation raises the error."""
@@ -111,7 +119,7 @@ class Faults:
             raise self.peer_lost(rank, cause)
 
     def take_leave(self, rank: int, number: int, place: int) -> None:
-        """Take note that a member closes its group after its operations up to a place."""
+        """Take note that a member closes its group, and has finished what was agreed before a place."""
         epoch = self._engine.current
         self.left[rank] = place if number == epoch.number else 0
         self._engine.resets.fail(partial(self.peer_lost, rank, LEFT))
@@ -120,43 +128,15 @@ class Faults:
         epoch.streams.peer_left(rank)
 
     def fail_left(self, epoch: Epoch, rank: int) -> None:
-        """Fail what needs a member that has closed its group."""
+        """Fail what needs a member that has closed its group: what it has not finished of what all agreed on."""
         # Also where the epoch was cut already: it may have to be cut before that.
-        if not epoch.broken and (
-            any(place >= self.left[rank] for place in epoch.pending) or epoch.mailbox.waits_for(rank)
-        ):
-            self.cut(epoch, self.left[rank], partial(self.peer_lost, rank, LEFT))
-
-    # ------------------------------------------------------- from a place on
-
-    def error_at(self, epoch: Epoch, place: int) -> Exception:
-        """Return the error of a collective that was called at a place after the cut."""
-        if place in epoch.mismatches:
-            return CollectiveMismatch(self._engine.name, place, epoch.mismatches[place])
-        assert epoch.fault is not None
-        return epoch.fault()
-
-    def cut(self, epoch: Epoch, place: int, error: Callable[[], Exception]) -> None:
-        """Break an epoch from a place on: what comes before it still completes, once all members have called it."""
-        epoch.cut(place, error)
-        for entry in epoch.take_from(place):
-            entry.fail(error())
-        epoch.mailbox.end(error)
-        self.on_drained(epoch)
+        if not epoch.broken and (epoch.needs(self.left[rank]) or epoch.mailbox.waits_for(rank)):
+            epoch.cut(self.left[rank], partial(self.peer_lost, rank, LEFT))
 
     def on_drained(self, epoch: Epoch) -> None:
         """Nothing is pending: an epoch that was cut ends where nothing can come before the cut any more."""
         if epoch.drained and epoch.fault is not None:
             self.break_off(epoch, epoch.fault, str(epoch.fault()))
-
-    def on_mismatch(self, epoch: Epoch, place: int, calls: Calls) -> None:
-        """The members called different things at a place."""
-        name = self._engine.name
-        epoch.mismatches[place] = calls
-        entry = epoch.pending.pop(place, None)
-        if entry is not None:
-            entry.fail(CollectiveMismatch(name, place, calls))
-        self.cut(epoch, place, lambda: GroupBroken(name, f"its members disagreed at place {place}"))
 
     # ------------------------------------------------------------ what failed
 
@@ -168,7 +148,7 @@ class Faults:
 
         def tell() -> None:
             if epoch is engine.current and not pending.work.done():
-                epoch.pending.pop(pending.place, None)
+                epoch.pending.pop(pending.number, None)
                 pending.work._fail(error)
                 self.break_everywhere(f"{pending.work.description} failed on {engine.me}: {error}")
 
@@ -196,29 +176,47 @@ class Faults:
             epoch.spawn(self._call_roll(epoch, pending))
 
     async def _call_roll(self, epoch: Epoch, pending: Pending) -> None:
-        engine = self._engine
-        behind = await self._roll.behind(engine.others(), epoch.number, pending.place)
+        engine, scope = self._engine, pending.scope
+        ahead = sum(each.number < pending.number for each in epoch.waiting_in(scope.bytes))
+        behind = await self._roll.behind(engine.others(), epoch.number, scope.bytes, ahead)
         if pending.work.done():
             return
-        if behind:
-            self.flood(("timeout", epoch.number, pending.work.description, behind), everyone=True)
-            self.time_out(epoch, pending.work.description, behind)
-        else:  # all have come by now: the verdict is on its way
-            pending.timer = engine.loop.call_later(rollcall.WAIT, self.on_overdue, epoch, pending)
+        missing = tuple(engine.name_of(rank) for rank in behind)
+        waiting = tuple(f"{engine.name_of(rank)} waits for {', '.join(said[1]) or 'nothing'}" for rank, said in behind.items())
+        if pending.agreed or not behind:  # all have come by now: the verdict is on its way
+            engine.watchdog.again(pending, rollcall.WAIT)
+        elif scope.ends and scope.root not in engine.ended:
+            operation, _, line = pending.work.description.rpartition(" at ")
+            cause = f"it timed out after {engine.timeout:g} s, waiting for {', '.join(missing)}"
+            engine.end_scope(
+                scope.root,
+                Ending(engine.rank, engine.me, operation, line, cause, engine.timeout, missing, waiting),
+            )
+            # Should rank 0 not say that it has ended, nothing in the group goes on.
+            engine.watchdog.again(pending, engine.timeout)
+        else:
+            self.flood(("timeout", epoch.number, pending.work.description, missing, waiting), everyone=True)
+            self.time_out(epoch, pending.work.description, missing, waiting)
 
-    def time_out(self, epoch: Epoch, description: str, behind: list[int]) -> None:
+    def time_out(self, epoch: Epoch, description: str, missing: Sequence[str], waiting: Sequence[str]) -> None:
         """End an epoch in which some members did not come in time."""
         engine = self._engine
-        missing = [engine.name_of(rank) for rank in behind]
         reason = f"{description} timed out after {engine.timeout:g} s, waiting for {', '.join(missing)}"
         for entry in epoch.pending.values():
-            entry.fail(CollectiveTimeout(engine.name, entry.work.description, engine.timeout, missing))
+            entry.fail(
+                CollectiveTimeout(engine.name, entry.work.description, engine.timeout, missing, pending=waiting)
+            )
         self.break_off(epoch, lambda: GroupBroken(engine.name, reason), reason)
 
     def hear_roll(self, src: int, message: tuple[Any, ...]) -> None:
-        """Take a ("roll?" | "roll.", ...) message: how far another member has come, or wants to know this one has."""
+        """Take a ("roll?" | "roll.", ...) message: what another member waits for, or wants to know this one waits for."""
         if message[0] == "roll?":
-            self._roll.answer(src, message, self._engine.current.number, self._engine.current.next_place)
+            _, question, number, scope = message
+            epoch = self._engine.current
+            waiting = epoch.waiting_in(scope) if number == epoch.number else []
+            named = [f"{each.work.description} in {each.scope.name}" for each in epoch.pending.values()]
+            more = [f"{len(named) - rollcall.NAMED} more"] if len(named) > rollcall.NAMED else []
+            self._roll.answer(src, question, len(waiting), named[: rollcall.NAMED] + more)
         else:
             self._roll.hear(src, message)
 

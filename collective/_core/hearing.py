@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from collective.abc import Message
+from collective.scopes import Ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,7 @@ class Hearing:
         elif epoch.broken:
             return
         elif kind == "mail":
-            if epoch.fault is None:
+            if epoch.fault is None and epoch.doom is None:
                 epoch.mailbox.hear(src, rest[0], buffers)
         elif kind == "flow":
             epoch.flows.hear(src, rest[0], Message(rest[1], buffers))
@@ -64,10 +65,16 @@ class Hearing:
             epoch.streams.hear(src, rest[0], rest[1])
         elif kind == "lane":
             epoch.lane.hear(rest[0])
+        elif kind == "over":
+            self._engine.end_scope(rest[0], Ending(*rest[1]))
+        elif kind == "threads":
+            self._engine.watchdog.hear(src, rest[0])
+        elif kind == "doom":
+            self._engine.faults.doom(epoch, rest[0])
         elif kind == "break":
             self._engine.faults.take_break(epoch, rest[0])
         elif kind == "timeout":
-            self._engine.faults.time_out(epoch, rest[0], rest[1])
+            self._engine.faults.time_out(epoch, *rest)
 
     def take_data(self, src: int, ticket: tuple[int, str, Any], channel: Channel) -> None:
         """Take a channel that another member opened for what is too large to buffer."""
@@ -79,7 +86,7 @@ class Hearing:
             self._engine.fabric.forget(channel)  # it was opened in an epoch that has ended
         elif kind == "flow":
             epoch.flows.take(src, what, channel)
-        elif epoch.fault is not None:
+        elif epoch.fault is not None or epoch.doom is not None:
             self._engine.fabric.forget(channel)  # only collectives before the cut still complete
         elif kind == "mail":
             epoch.mailbox.take_data(src, what, channel)

@@ -5,26 +5,26 @@ it. For each it asks all members, down the tree of announcements, to prepare: to
 memory that they need. Their answers climb. Only where all are ready the call is issued, on all members at that place of
 the one order; else it is refused everywhere with one error, and nothing has moved.
 
-What is issued runs in a companion: a group of the same members, of the same epoch, that nobody else calls. A member's
-own collectives have places in its program, which no caller elsewhere can know: had these places there, they would have
-to come after all that any member has called already, and wait for the others' code to call that too.
+What is issued is in a scope of its own, named by the call: so it never pairs with what members call themselves, nor
+waits for that, and one that fails breaks nothing else.
 
-    down the tree    ("go", number, call, generation)   prepare this call
-                     ("end", number, error)             issue it, or refuse it
-    up the tree      ("vote", number, error, spoiled)   all below are ready, or one is not
+    down the tree    ("go", number, call)       prepare this call
+                     ("end", number, error)     issue it, or refuse it
+    up the tree      ("vote", number, error)    all below are ready, or one is not
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import pickle
 from collections import deque
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from collective._core import tree
-from collective._core.companions import Companions
 from collective.errors import CollectiveError, CollectiveTimeout, GroupBroken
+from collective.scopes import ROOT, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -68,14 +68,12 @@ class _Call:
 class _Turn:
     """The call that is being prepared now."""
 
-    def __init__(self, number: int, call: bytes, generation: int, waiting: set[int]) -> None:
+    def __init__(self, number: int, call: bytes, waiting: set[int]) -> None:
         self.number = number
         self.call = call
-        self.generation = generation
         self.waiting = waiting
         """Who has not answered: this member, and those below it."""
         self.operations: Sequence[Operation] = ()
-        self.companion: Engine | None = None
         self.preparing: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.answered = False
@@ -97,7 +95,6 @@ class Lane:
         self._line: deque[bytes] = deque()
         self._number = 0
         self._turn: _Turn | None = None
-        self._companions = Companions(engine)
         self._ended: Callable[[], Exception] | None = None
 
     async def run(self, call: bytes, what: str, where: str, prepare: Prepare) -> list[Any]:
@@ -108,7 +105,7 @@ class Lane:
 
         :param call: names the call, on all members.
         :param what: what it is, for people, and `where` in whose code.
-        :param prepare: is given the companion and returns this member's operations, of the same kinds on all members;
+        :param prepare: is given the group's engine and returns this member's operations, of the same kinds on all members;
             an exception refuses the call on all of them. Not called where another had refused it before.
 
         Raises:
@@ -143,8 +140,7 @@ class Lane:
         elif kind == "end":
             self._end(turn, message[2])
         else:
-            src, error, spoiled = message[2:]
-            self._take_vote(turn, src, error, spoiled=spoiled)
+            self._take_vote(turn, *message[2:])
 
     def end(self, error: Callable[[], Exception]) -> None:
         """The epoch has ended: every call fails, each with an error of its own."""
@@ -154,7 +150,6 @@ class Lane:
         turn, self._turn = self._turn, None
         if turn is not None:
             self._dismiss(turn)
-        self._companions.end(error)
         calls, self._calls = self._calls, {}
         for entry in calls.values():
             entry.fail(error())
@@ -175,16 +170,14 @@ class Lane:
         """On rank 0: have the next call in line prepared."""
         while self._turn is None and self._line and self._ended is None:
             self._number += 1
-            self._begin(self._number, self._line.popleft(), self._companions.choose())
+            self._begin(self._number, self._line.popleft())
 
-    def _begin(self, number: int, call: bytes, generation: int) -> None:
-        turn = self._turn = _Turn(number, call, generation, {self._rank, *self._children})
+    def _begin(self, number: int, call: bytes) -> None:
+        turn = self._turn = _Turn(number, call, {self._rank, *self._children})
         for child in self._children:
-            self._post(child, ("go", number, call, generation))
+            self._post(child, ("go", number, call))
         if self._rank == 0 or self._children:
             turn.timer = self._engine.loop.call_later(self._patience, self._overdue, turn)
-        # Whether or not its call has come: the others wait for it.
-        self._companions.open(generation)
         entry = self._calls.get(call)
         if entry is not None:
             self._prepare(turn, entry)
@@ -196,35 +189,30 @@ class Lane:
 
     async def _get_ready(self, turn: _Turn, entry: _Call) -> None:
         error: Exception | None = None
-        spoiled = True
         try:
-            companion = turn.companion = await self._companions.current()
-            spoiled = False
-            turn.operations = await entry.prepare(companion)
+            turn.operations = await entry.prepare(self._engine)
         except Exception as failure:
             error = failure
-        self._answer(turn, error, spoiled=spoiled)
+        self._answer(turn, error)
 
-    def _answer(self, turn: _Turn, error: Exception | None, *, spoiled: bool = False) -> None:
+    def _answer(self, turn: _Turn, error: Exception | None) -> None:
         """Give this member's own vote."""
         if error is not None:
             error = error.with_traceback(None)  # as in `run`
             error.add_note(f"on {self._engine.me}, for all members of group {self._engine.name!r}: nothing was moved")
-        self._take_vote(turn, self._rank, _portable(error), spoiled=spoiled)
+        self._take_vote(turn, self._rank, _portable(error))
 
-    def _take_vote(self, turn: _Turn, src: int, error: Exception | None, *, spoiled: bool = False) -> None:
+    def _take_vote(self, turn: _Turn, src: int, error: Exception | None) -> None:
         if turn is not self._turn or turn.answered:
             return
         turn.waiting.discard(src)
-        if spoiled:
-            self._companions.spoil()
         if error is None and turn.waiting:
             return
         turn.answered = True
         if self._rank == 0:
             self._end(turn, error)
         else:
-            self._post(tree.parent(self._rank), ("vote", turn.number, self._rank, error, spoiled))
+            self._post(tree.parent(self._rank), ("vote", turn.number, self._rank, error))
 
     def _end(self, turn: _Turn, error: Exception | None) -> None:
         for child in self._children:
@@ -249,12 +237,11 @@ class Lane:
         turn.operations, turn.preparing = (), None
 
     def _issue(self, turn: _Turn, entry: _Call) -> None:
-        companion, operations = turn.companion, turn.operations
-        assert companion is not None
+        operations, engine = turn.operations, self._engine
+        root = hashlib.blake2b(turn.call, digest_size=ROOT).digest()
+        scope = Scope(root, root, entry.what)
         # In a context of its own, as above.
-        works = Context().run(
-            lambda: [companion.submit(companion.take_place(), each, entry.where) for each in operations]
-        )
+        works = Context().run(lambda: [engine.submit(scope, each, entry.where) for each in operations])
         for work in works:
             work.add_done_callback(lambda _: entry.succeed(works))
         entry.succeed(works)

@@ -1,4 +1,4 @@
-"""Sends and receives of one member in one epoch: ordered by (source, destination, tag) and by nothing else.
+"""Sends and receives of one member in one epoch: ordered by (scope, source, destination, tag) and by nothing else.
 
 A small message goes at once and is buffered at the receiver, up to a budget for each pair. So does a larger one where
 both share memory: its sender puts it there, and what the receiver gets is a private mapping of that, or a copy in its
@@ -9,7 +9,9 @@ straight into the result's memory, or is put into shared memory then, off the lo
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,24 +19,32 @@ import numpy as np
 
 from collective import tensors
 from collective._core.budget import Budget
-from collective._core.messages import NOTHING, Arrival, Offer, Recv, deliver, misfit
+from collective._core.messages import NOTHING, Arrival, Offer, Recv, deliver, line_of, misfit
 from collective._core.offload import LONG, offload
 from collective._core.operands import Spec, as_bytes, copies, flat
 from collective._links.arena import arena
 from collective.abc import LARGE
 from collective.errors import BackendError, CollectiveError
+from collective.scopes import DEFAULT, ROOT, Ending, current_call
 from collective.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from collective._core.agreement import Ended
     from collective._core.fabric import Fabric
+    from collective._core.messages import Line
     from collective.abc import Channel, Message
+    from collective.scopes import Call, Parts, Scope
 
 EAGER = 16 << 20
 """Bytes that a sender has buffered at one receiver before it offers small messages too."""
 LENT = 8 << 20
 """Bytes that a sender has in shared memory for one receiver before it offers larger messages."""
+PATIENCE = 0.1
+"""Seconds that a recv of a call waits before its source is asked whether its part in the call is over."""
+
+_logger = logging.getLogger("collective")
 
 
 class Mailbox:
@@ -46,6 +56,10 @@ class Mailbox:
     :param spawn: run a coroutine that ends with the epoch.
     :param on_failure: called with (rank, error) where a member cannot be reached.
     :param on_cut_off: called with the rank of a member that ended a transfer of bytes before its end.
+    :param group: the group's name.
+    :param parts: the actor's parts in calls.
+    :param ended: the scopes that have ended in the group.
+    :param on_waiting: called now and then while receives of calls wait.
     """
 
     def __init__(
@@ -59,9 +73,19 @@ class Mailbox:
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         on_failure: Callable[[int, Exception], None],
         on_cut_off: Callable[[int], None],
+        group: str,
+        parts: Parts,
+        ended: Ended,
+        on_waiting: Callable[[], None],
     ) -> None:
         self._rank = rank
         self._me = me
+        self._group = group
+        self._ended = ended
+        self._parts = parts
+        self._on_waiting = on_waiting
+        self._asking: asyncio.TimerHandle | None = None
+        self._asked: set[tuple[int, bytes]] = set()
         self._epoch = epoch
         self._fabric = fabric
         self._tell = tell
@@ -69,8 +93,8 @@ class Mailbox:
         self._on_failure = on_failure
         self._on_cut_off = on_cut_off
         self._cut_off: set[int] = set()
-        self._arrived: dict[tuple[int, int], deque[Arrival]] = {}
-        self._wanted: dict[tuple[int, int], deque[Recv]] = {}
+        self._arrived: dict[tuple[int, Line], deque[Arrival]] = {}
+        self._wanted: dict[tuple[int, Line], deque[Recv]] = {}
         self._matched: dict[tuple[int, int], Arrival] = {}
         self._incoming: set[Channel] = set()
         """On which the bytes of messages come."""
@@ -80,52 +104,55 @@ class Mailbox:
         self._eager = Budget(EAGER)
         self._lent = Budget(LENT)
 
-    def send(self, tensor: Any, spec: Spec, dst: int, tag: int) -> Work[None]:
+    def send(self, scope: Scope, tensor: Any, spec: Spec, dst: int, tag: int) -> Work[None]:
         """Send a tensor of that spec."""
         work: Work[None] = Work(f"send({spec}, dst={dst}, tag={tag})")
-        nbytes = spec.nbytes
+        nbytes, line = spec.nbytes, line_of(scope, tag)
         if nbytes <= LARGE and self._eager.spend(dst, nbytes):
             data = as_bytes(flat(tensor))
             if dst == self._rank:
                 data = data.copy()
-                self._arrive(Arrival(dst, tag, spec, data, data, budget=self._eager))
+                self._arrive(Arrival(dst, line, spec, data, data, budget=self._eager))
             else:
-                self._tell(dst, ("eager", tag, tuple(spec)), [data.data] if nbytes else [])
+                self._tell(dst, ("eager", line, tuple(spec)), [data.data] if nbytes else [])
             work._succeed(None)
             return work
-        if LARGE < nbytes <= LONG and self._lend(tensor, spec, dst, ("lent", tag, tuple(spec))):
+        if LARGE < nbytes <= LONG and self._lend(tensor, spec, dst, ("lent", line, tuple(spec))):
             work._succeed(None)
             return work
         self._tickets += 1
-        self._offers[self._tickets] = Offer(work, dst, tensor, spec)
+        self._offers[self._tickets] = Offer(work, dst, tensor, spec, scope, current_call())
         self._track(work)
         if dst == self._rank:
-            self._arrive(Arrival(dst, tag, spec, ticket=self._tickets))
+            self._arrive(Arrival(dst, line, spec, ticket=self._tickets))
         else:
-            self._tell(dst, ("offer", tag, tuple(spec), self._tickets), [])
+            self._tell(dst, ("offer", line, tuple(spec), self._tickets), [])
         return work
 
-    def recv(self, src: int, tag: int, out: Any) -> Work[Any]:
+    def recv(self, scope: Scope, src: int, tag: int, out: Any) -> Work[Any]:
         """Receive the next message from a rank with a tag."""
         recv: Recv
+        line = line_of(scope, tag)
         work: Work[Any] = Work(f"recv(src={src}, tag={tag})", on_abandon=lambda: self._give_up(recv))
-        recv = Recv(work, src, tag, out)
+        recv = Recv(work, src, line, out, scope, current_call())
         self._track(work)
-        self._wanted.setdefault((src, tag), deque()).append(recv)
-        self._pair(src, tag)
+        self._wanted.setdefault((src, line), deque()).append(recv)
+        self._pair(src, line)
+        if scope.ends and not work.done():
+            self._ask_later()
         return work
 
     def hear(self, src: int, message: tuple[Any, ...], buffers: Sequence[memoryview]) -> None:
         """Take a message of another member's mailbox."""
         kind = message[0]
         if kind == "eager":
-            _, tag, spec = message
+            _, line, spec = message
             data = np.frombuffer(buffers[0], np.uint8) if buffers else np.empty(0, np.uint8)
-            self._arrive(Arrival(src, tag, Spec(*spec), data, data, budget=self._eager))
+            self._arrive(Arrival(src, line, Spec(*spec), data, data, budget=self._eager))
         elif kind == "lent":
-            _, tag, spec = message
+            _, line, spec = message
             data = np.frombuffer(buffers[0], np.uint8)
-            self._arrive(Arrival(src, tag, Spec(*spec), data, data, buffers[0], budget=self._lent))
+            self._arrive(Arrival(src, line, Spec(*spec), data, data, buffers[0], budget=self._lent))
         elif kind == "given":
             arrival = self._matched.pop((src, message[1]), None)
             if arrival is not None:
@@ -136,12 +163,18 @@ class Mailbox:
             if arrival is not None:
                 self._refuse(arrival, message[2])
         elif kind == "offer":
-            _, tag, spec, ticket = message
-            self._arrive(Arrival(src, tag, Spec(*spec), ticket=ticket))
+            _, line, spec, ticket = message
+            self._arrive(Arrival(src, line, Spec(*spec), ticket=ticket))
         elif kind == "pull":
             offer = self._offers.pop(message[1], None)
             if offer is not None:
                 self._spawn(self._transfer(message[1], offer))
+        elif kind == "part?":
+            self._parts.when_over(message[1], partial(self._tell, src, ("part.", message[1]), []))
+        elif kind == "part.":
+            self._sender_over(src, message[1])
+        elif kind == "unread":
+            self._fail_unread(message[1])
         elif kind == "taken":
             (self._eager if message[1] == "eager" else self._lent).regain(src, message[2])
 
@@ -184,6 +217,35 @@ class Mailbox:
         self._wanted.clear()
         self._matched.clear()
         self._offers.clear()
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+
+    def end_scope(self, root: bytes, ending: Ending) -> None:
+        """Fail what is pending in a scope that has ended, and hold nothing of it any more."""
+        for recv in self._recvs(root):
+            recv.work._fail(ending.ended(self._group, recv.scope))
+        for offer in [offer for offer in self._offers.values() if offer.scope.root == root]:
+            offer.work._fail(ending.ended(self._group, offer.scope))
+        self._wanted = {at: waiting for at, waiting in self._wanted.items() if not _is_of(root, at[1])}
+        self._offers = {at: offer for at, offer in self._offers.items() if offer.scope.root != root}
+        self._drop(root)
+
+    def part_over(self, root: bytes) -> None:
+        """This member's part in a call is over: drop what it has not received, and tell who waits for that."""
+        unread = self._drop(root)
+        if unread:
+            _logger.warning(
+                "%s: %d messages of a call that is over here were never received, from ranks %s",
+                self._me,
+                len(unread),
+                ", ".join(map(str, sorted({arrival.src for arrival in unread}))),
+            )
+
+    def waiting_calls(self) -> list[Call | None]:
+        """Return the calls whose sends and receives wait here for other members."""
+        recvs = [recv.call for waiting in self._wanted.values() for recv in waiting]
+        return recvs + [offer.call for offer in self._offers.values()]
 
     def waits_for(self, rank: int) -> bool:
         """Whether something pending can only end by an act of that rank."""
@@ -227,16 +289,87 @@ class Mailbox:
         np.copyto(np.frombuffer(memory, np.uint8), as_bytes(flat(tensor)))
         return memory
 
+    def _recvs(self, root: bytes, src: int | None = None) -> list[Recv]:
+        """Return the receives in a scope that wait for a message, or for the bytes of one."""
+        waiting = [recv for (of, line), recvs in self._wanted.items() if _is_of(root, line) for recv in recvs]
+        if src is None:
+            takers = [arrival.taker for arrival in self._matched.values()]
+            return waiting + [taker for taker in takers if taker is not None and taker.scope.root == root]
+        return [recv for recv in waiting if recv.src == src]
+
+    def _drop(self, root: bytes) -> list[Arrival]:
+        """Drop the messages in a scope that no recv has taken, and return them."""
+        dropped: list[Arrival] = []
+        for at in [at for at in self._arrived if _is_of(root, at[1])]:
+            dropped += self._arrived.pop(at)
+        for arrival in dropped:
+            self._let_go(arrival)
+        return dropped
+
+    def _let_go(self, arrival: Arrival) -> None:
+        self._count_taken(arrival)
+        if arrival.ticket is not None:
+            if arrival.src == self._rank:
+                self._fail_unread(arrival.ticket)
+            else:
+                self._tell(arrival.src, ("unread", arrival.ticket), [])
+
+    def _fail_unread(self, ticket: int) -> None:
+        """A message waits to be received by a part of a call that is over."""
+        offer = self._offers.pop(ticket, None)
+        if offer is not None:
+            cause = "its part in the call is over, and has not received this"
+            ending = Ending(offer.dst, f"rank {offer.dst}", "", "", cause)
+            offer.work._fail(ending.ended(self._group, offer.scope))
+
+    def _ask_later(self) -> None:
+        """Ask, in a while, whether the senders that receives wait for are there at all."""
+        if self._asking is None:
+            loop = asyncio.get_running_loop()
+            # In a context of its own: it must not keep that of a call, which is over when nothing holds it any more.
+            self._asking = loop.call_later(PATIENCE, self._ask, context=Context())
+
+    def _ask(self) -> None:
+        self._asking = None
+        waiting = {(recv.src, recv.scope.root) for recvs in self._wanted.values() for recv in recvs if recv.scope.ends}
+        for src, root in waiting - self._asked:
+            if src == self._rank:
+                self._parts.when_over(root, partial(self._sender_over, src, root))
+            else:
+                self._tell(src, ("part?", root), [])
+        self._asked = waiting
+        if waiting:
+            self._on_waiting()
+            self._ask_later()
+
+    def _sender_over(self, src: int, root: bytes) -> None:
+        """A member's part in a call is over: it sends nothing more in its scope."""
+        self._asked.discard((src, root))
+        cause = "its part in the call is over, and it has sent nothing more"
+        for recv in self._recvs(root, src):
+            self._wanted[src, recv.line].remove(recv)
+            if not self._wanted[src, recv.line]:
+                del self._wanted[src, recv.line]
+            recv.work._fail(Ending(src, f"rank {src}", "", "", cause).ended(self._group, recv.scope))
+
     def _track(self, work: Work[Any]) -> None:
         self._active.add(work)
         work.add_done_callback(self._active.discard)
 
     def _arrive(self, arrival: Arrival) -> None:
-        self._arrived.setdefault((arrival.src, arrival.tag), deque()).append(arrival)
-        self._pair(arrival.src, arrival.tag)
+        line = arrival.line
+        if isinstance(line, tuple):
+            root = line[0][:ROOT]
+            if root != DEFAULT.root:
+                if self._parts.is_over(root) or root in self._ended:
+                    self._let_go(arrival)
+                    return
+                self._parts.touched.add(root)
+        self._arrived.setdefault((arrival.src, line), deque()).append(arrival)
+        self._pair(arrival.src, line)
 
-    def _pair(self, src: int, tag: int) -> None:
-        key = (src, tag)
+    def _pair(self, src: int, line: Line) -> None:
+        key = (src, line)
         arrived = self._arrived.get(key)
         wanted = self._wanted.get(key)
         while arrived and wanted:
@@ -337,7 +470,7 @@ class Mailbox:
         """Fail the recv of a message whose bytes will not come; the next recv where that one was given up."""
         arrival.failure, arrival.coming = failure, NOTHING
         if arrival.taker is None:
-            self._pair(arrival.src, arrival.tag)
+            self._pair(arrival.src, arrival.line)
         else:
             arrival.taker.work._fail(BackendError(f"{arrival.taker.work.description}: {failure}"))
 
@@ -354,7 +487,7 @@ class Mailbox:
         arrival.data = arrival.coming
         recv = arrival.taker
         if recv is None:
-            self._pair(arrival.src, arrival.tag)
+            self._pair(arrival.src, arrival.line)
         elif (recv.out is not None and arrival.spec.nbytes > LONG) or not tensors.loaded(arrival.spec.kind):
             recv.work._busy = offload(partial(deliver, arrival, recv.out))
             recv.work._busy.add_done_callback(partial(self._delivered, arrival, recv))
@@ -389,14 +522,18 @@ class Mailbox:
         """Withdraw a recv whose only await was cancelled; its message, if any, goes to the next recv."""
         arrival = recv.arrival
         if arrival is None:
-            wanted = self._wanted.get((recv.src, recv.tag), ())
+            wanted = self._wanted.get((recv.src, recv.line), ())
             if recv not in wanted:
                 return False  # it failed
-            self._wanted[recv.src, recv.tag].remove(recv)
+            self._wanted[recv.src, recv.line].remove(recv)
             return True
         if recv.work.done() and recv.work.exception() is not None:
             return False
         recv.arrival = arrival.taker = None
-        self._arrived.setdefault((recv.src, recv.tag), deque()).appendleft(arrival)
-        self._pair(recv.src, recv.tag)
+        self._arrived.setdefault((recv.src, recv.line), deque()).appendleft(arrival)
+        self._pair(recv.src, recv.line)
         return True
+
+
+def _is_of(root: bytes, line: Line) -> bool:
+    return isinstance(line, tuple) and line[0][:ROOT] == root

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from collective import tensors
 from collective._core.operands import describe
 from collective._links.borrowing import private
+from collective.scopes import DEFAULT
 
 if TYPE_CHECKING:
     from collective._core.budget import Budget
     from collective._core.operands import Spec
+    from collective.scopes import Call, Scope
     from collective.work import Work
+
+Line: TypeAlias = "int | tuple[bytes, int]"
 
 NOTHING = np.empty(0, np.uint8)
 
@@ -24,7 +28,7 @@ class Arrival:
     """A message that has come, or was offered."""
 
     src: int
-    tag: int
+    line: Line
     spec: Spec
     coming: np.ndarray = field(default_factory=lambda: NOTHING)
     """Where its bytes come."""
@@ -48,8 +52,10 @@ class Recv:
 
     work: Work[Any]
     src: int
-    tag: int
+    line: Line
     out: Any
+    scope: Scope
+    call: Call | None
     arrival: Arrival | None = None
 
 
@@ -61,6 +67,13 @@ class Offer:
     dst: int
     tensor: Any
     spec: Spec
+    scope: Scope
+    call: Call | None
+
+
+def line_of(scope: Scope, tag: int) -> Line:
+    """Return what a message is paired by beside its source and destination: in the default scope the tag alone."""
+    return tag if scope is DEFAULT else (scope.bytes, tag)
 
 
 def misfit(recv: Recv, spec: Spec) -> Exception | None:

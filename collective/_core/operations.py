@@ -2,7 +2,7 @@
 
 An operation is made at the call, where it checks what this member alone can see. `record` and `meta` are announced;
 `agree` sees every member's meta and reaches the same verdict on each; then `stage`, `issue` and `finish` follow, in the
-order of places. Where members can show data with their announcements, a short operation is settled by those: `settle`
+order that all agreed on. Where members can show data with their announcements, a short operation is settled by those: `settle`
 and `finish` follow.
 """
 
@@ -49,6 +49,8 @@ class Operation(ABC):
         self.rank = rank
         self.size = size
         self.meta: Any = None
+        self.seq = 0
+        """Its place in the order that all members agreed on, from `agree` on."""
         self.stage_bytes = 0
         """Bytes that `stage` copies."""
 

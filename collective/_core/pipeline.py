@@ -1,4 +1,4 @@
-"""From agreed to done: staging, issuing and finishing the collectives of one epoch, in the order of their places."""
+"""From agreed to done: staging, issuing and finishing the collectives of one epoch, in the order in which they were agreed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from collective._core.offload import LONG, offload
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from collective._core.agreement import Record
     from collective._core.operations import Operation
     from collective.abc import DataPlane
+    from collective.scopes import CallScope, Scope
     from collective.work import Work
 
 LIBRARY_GRACE = 0.5
@@ -25,19 +27,38 @@ LIBRARY_GRACE = 0.5
 class Pending:
     """A collective that is not done."""
 
-    place: int
+    number: int
+    """Of this member's calls in the epoch."""
+    scope: Scope
+    record: Record
     operation: Operation
     work: Work[Any]
-    timer: asyncio.TimerHandle | None = None
-    agreed: bool = False
+    part: CallScope | None = None
+    """The call that called it here."""
+    brief: bytes | None = None
+    """What this member gives, where that is short and can be shown with its announcement."""
+    due: float = 0.0
+    """When it will have waited for too long."""
+    stalls: float = 0.0
+    """When it will have waited for so long that this is told."""
+    seq: int = -1
+    """Its place in the order that all members agreed on."""
     issued: bool = False
     finishing: bool = False
     """Whether all has come, and a thread brings it to the caller's `out`."""
 
+    @property
+    def meta(self) -> Any:
+        """What every member is told of it."""
+        return self.operation.meta
+
+    @property
+    def agreed(self) -> bool:
+        """Whether all members have called it."""
+        return self.seq >= 0
+
     def fail(self, error: Exception) -> None:
         """End it with an error; one that is finishing succeeds, since nobody can keep its thread from writing."""
-        if self.timer is not None:
-            self.timer.cancel()
         if not self.finishing:
             self.work._fail(error)
 
@@ -45,7 +66,7 @@ class Pending:
 class Pipeline:
     """Issues agreed collectives to a data plane.
 
-    :param on_issued: called with each place once its operation was issued, or had nothing to issue.
+    :param on_issued: called with each collective once its operation was issued, or had nothing to issue.
     :param on_done: called with each collective when its Work is done.
     :param on_failure: called with a collective that this member cannot take part in after all.
     """
@@ -54,7 +75,7 @@ class Pipeline:
         self,
         plane: DataPlane,
         *,
-        on_issued: Callable[[int], None],
+        on_issued: Callable[[Pending], None],
         on_done: Callable[[Pending], None],
         on_failure: Callable[[Pending, BaseException], None],
     ) -> None:
@@ -69,7 +90,7 @@ class Pipeline:
         """What moves nothing, and waits for what was called before it."""
 
     def add(self, pending: Pending) -> None:
-        """Take a collective that all members agreed on; they come in the order of their places."""
+        """Take a collective that all members agreed on; they come in the order in which they were agreed."""
         self._queue.append(pending)
         self._pump()
 
@@ -86,7 +107,7 @@ class Pipeline:
             self._on_done(pending)
         else:
             self._finish(pending)
-        self._on_issued(pending.place)
+        self._on_issued(pending)
 
     def clear(self) -> None:
         """Issue nothing any more of what has come so far."""
@@ -134,9 +155,9 @@ class Pipeline:
         elif isinstance(completion, asyncio.Future) and completion.done():
             self._moved(pending, completion)
         else:
-            self._moving.add(pending.place)
+            self._moving.add(pending.seq)
             asyncio.ensure_future(completion).add_done_callback(partial(self._moved, pending))
-        self._on_issued(pending.place)
+        self._on_issued(pending)
 
     def _moved(self, pending: Pending, completion: asyncio.Future[Any]) -> None:
         if completion.cancelled():
@@ -160,10 +181,10 @@ class Pipeline:
         except Exception as error:  # this member alone cannot take its result; the others have theirs
             pending.work._fail(error)
         self._on_done(pending)
-        if pending.place in self._moving:
-            self._moving.discard(pending.place)
+        if pending.seq in self._moving:
+            self._moving.discard(pending.seq)
             self._release()
 
     def _release(self) -> None:
-        while self._held and not any(place < self._held[0].place for place in self._moving):
+        while self._held and not any(seq < self._held[0].seq for seq in self._moving):
             self._finish(self._held.popleft())

@@ -59,7 +59,7 @@ class _Leaf:
 class Repartition(Operation):
     """Every rank of the destination gets its part of what the ranks of the source hold.
 
-    :param flows: the channels of the epoch, and the place there, over which it moves.
+    :param flows: the channels of the epoch, over which it moves.
     :param hosts: the host of each rank; None where all are on one.
     :param out: arrays that this rank's parts are written into, in a structure like `dst`.
     """
@@ -73,14 +73,12 @@ class Repartition(Operation):
         src: Any,
         dst: Any,
         flows: Flows,
-        place: int,
         hosts: Sequence[str] | None,
         share: bool = False,
         out: Any = None,
     ) -> None:
         super().__init__(rank, size)
         self._flows = flows
-        self._place = place
         self._hosts = hosts
         self._share = share
         self._structure = dst
@@ -161,7 +159,7 @@ class Repartition(Operation):
 
     def issue(self, plane: DataPlane) -> Awaitable[None] | None:
         jobs, self._jobs = self._jobs, []
-        movement = Movement(self.rank, self._place, jobs, flows=self._flows)
+        movement = Movement(self.rank, self.seq, jobs, flows=self._flows)
         if not any(len(leaf.mates) > 1 for leaf in self._leaves):
             return movement.start()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -169,7 +167,7 @@ class Repartition(Operation):
         return done
 
     async def _move_and_show(self, movement: Movement, done: asyncio.Future[None]) -> None:
-        place = (self._place, "show")
+        place = (self.seq, "show")
         shown: list[asyncio.Future[dict[int, np.ndarray]]] = []
         wanted: dict[int, list[int]] = {}
         given: dict[int, list[int]] = {}

@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 
 WAIT = 1.0
 """Seconds that members have to say how far they have come."""
+NAMED = 4
+"""Collectives of a member that are named to others."""
 
 
 class RollCall:
-    """Asks other members how many places of the current epoch they have taken.
+    """Asks other members what they have called in a scope of the current epoch that is not agreed.
 
     :param post: post a message to another rank.
     """
@@ -22,30 +24,35 @@ class RollCall:
     def __init__(self, post: Callable[[int, tuple[Any, ...]], None]) -> None:
         self._post = post
         self._questions = itertools.count()
-        self._waiting: dict[tuple[int, int], asyncio.Future[int]] = {}
+        self._waiting: dict[tuple[int, int], asyncio.Future[tuple[int, list[str]]]] = {}
 
-    async def behind(self, ranks: Sequence[int], epoch: int, place: int) -> list[int]:
-        """Return which ranks have not called the collective at a place, or do not answer."""
+    async def behind(
+        self, ranks: Sequence[int], epoch: int, scope: bytes, ahead: int
+    ) -> dict[int, tuple[int, list[str]]]:
+        """Return the ranks that have no more than `ahead` collectives waiting in a scope, or do not answer.
+
+        With how many they have in it, and what they wait for in any.
+        """
         question = next(self._questions)
         loop = asyncio.get_running_loop()
-        answers: dict[int, asyncio.Future[int]] = {rank: loop.create_future() for rank in ranks}
+        answers: dict[int, asyncio.Future[tuple[int, list[str]]]] = {rank: loop.create_future() for rank in ranks}
         for rank, answer in answers.items():
             self._waiting[question, rank] = answer
-            self._post(rank, ("roll?", question, epoch))
+            self._post(rank, ("roll?", question, epoch, scope))
         try:
             await asyncio.wait(answers.values(), timeout=WAIT)
         finally:
             for rank in answers:
                 del self._waiting[question, rank]
-        return [rank for rank, answer in answers.items() if not answer.done() or answer.result() <= place]
+        said = {rank: answer.result() if answer.done() else (0, ["it does not answer"]) for rank, answer in answers.items()}
+        return {rank: each for rank, each in said.items() if each[0] <= ahead}
 
-    def answer(self, src: int, message: tuple[Any, ...], epoch: int, taken: int) -> None:
+    def answer(self, src: int, question: int, waiting: int, pending: list[str]) -> None:
         """Answer another member's question."""
-        _, question, number = message
-        self._post(src, ("roll.", question, taken if number == epoch else 0))
+        self._post(src, ("roll.", question, waiting, pending))
 
     def hear(self, src: int, message: tuple[Any, ...]) -> None:
         """Take another member's answer."""
         waiting = self._waiting.get((message[1], src))
         if waiting is not None and not waiting.done():
-            waiting.set_result(message[2])
+            waiting.set_result((message[2], message[3]))

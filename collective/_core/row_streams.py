@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from collective._core.warm import Pool
+from collective.scopes import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from collective.abc import Channel
+    from collective.scopes import Parts
 
-Key: TypeAlias = "tuple[str, str, int]"
-"""The roles of a stream's producers and consumers, and how many streams of these roles were made before it."""
+Key: TypeAlias = "tuple[str, str, bytes, int]"
+"""The roles of a stream's producers and consumers, its scope, and how many such streams were made before it."""
 
 
 WARM = 64 << 20
@@ -36,10 +38,11 @@ class StreamEnd(Protocol):
 
 
 class Streams:
-    """The streams of an epoch. Every member makes those of the same roles in the same order.
+    """The streams of an epoch. Every member makes those of the same roles and scope in the same order.
 
     :param post: post a message to another rank's streams.
     :param forget: close a channel.
+    :param parts: the actor's parts in calls.
     :param shared: whether links of shared memory may be about.
     """
 
@@ -48,20 +51,27 @@ class Streams:
         post: Callable[[int, Key, tuple[Any, ...]], None],
         forget: Callable[[Channel], None],
         *,
+        parts: Parts,
         shared: bool = False,
     ) -> None:
         self._post = post
+        self._parts = parts
         self._forget = forget
         self.pool = Pool(WARM, shared=shared)
-        self._made: dict[tuple[str, str], int] = {}
+        self._made: dict[tuple[str, str, bytes], int] = {}
         self._ends: dict[Key, StreamEnd] = {}
         self._early: dict[Key, list[Callable[[StreamEnd], None]]] = {}
 
-    def next_key(self, producers: str, consumers: str) -> Key:
-        """Return the key of the next stream of these roles."""
-        number = self._made.get((producers, consumers), 0)
-        self._made[producers, consumers] = number + 1
-        return producers, consumers, number
+    def next_key(self, producers: str, consumers: str, scope: bytes) -> Key:
+        """Return the key of the next stream of these roles in a scope."""
+        number = self._made.get((producers, consumers, scope), 0)
+        self._made[producers, consumers, scope] = number + 1
+        return producers, consumers, scope, number
+
+    def part_over(self, root: bytes) -> None:
+        """Take note that nothing more is made in the scope of a call."""
+        for made in [made for made in self._made if made[2][:ROOT] == root]:
+            del self._made[made]
 
     def enter(self, key: Key, end: StreamEnd) -> None:
         """Deliver to an end of a stream from now on, what came early included."""
@@ -109,7 +119,7 @@ class Streams:
             end.end()
 
     def _is_to_come(self, key: Key) -> bool:
-        return key[2] >= self._made.get(key[:2], 0)
+        return key[3] >= self._made.get(key[:3], 0) and not self._parts.is_over(key[2][:ROOT])
 
 
 OVER = ("over",)
