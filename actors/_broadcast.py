@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from actors import _protocol as protocol
 from actors._caller import Failure, connection_to
-from collective.errors import GroupBroken
+from collective.errors import GroupBroken, ScopeEnded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from actors._caller import Call
     from actors._interface import Method
     from actors._target import Target
+    from collective import scopes
     from collective.abc import Buffer, Message
 
 SETTLE: Final = 5.0
@@ -22,7 +23,10 @@ SETTLE: Final = 5.0
 
 
 async def broadcast(
-    targets: Sequence[Target], method: Method, pickles: Iterable[tuple[bytes, Sequence[Buffer]]]
+    targets: Sequence[Target],
+    method: Method,
+    pickles: Iterable[tuple[bytes, Sequence[Buffer]]],
+    scope: scopes.Call | None = None,
 ) -> list[Any]:
     """Call a method of several actors of one role, with one pickle of arguments each; return results in their order.
 
@@ -33,10 +37,11 @@ async def broadcast(
     cancellation ends that waiting.
 
     Raises:
-        ExceptionGroup: what the calls raised, in rank order. GroupBroken is left out, and told in a note, where another
-            member's error explains it.
+        ExceptionGroup: what the calls raised, in rank order. ScopeEnded and GroupBroken are left out, and told in a
+            note, where another member's error explains them.
     """
-    calls = [connection_to(target).begin(method, *pickle) for target, pickle in zip(targets, pickles, strict=True)]
+    pairs = zip(targets, pickles, strict=True)
+    calls = [connection_to(target).begin(method, *pickle, scope) for target, pickle in pairs]
     departures = [asyncio.ensure_future(call.leave()) for call in calls if call.place is not None]
     notes: list[str] = []
     try:
@@ -134,7 +139,7 @@ async def _finish_resets(resets: Sequence[Call]) -> list[str]:
 
 def _error(calls: Sequence[Call], errors: dict[Call, Exception], notes: Sequence[str]) -> ExceptionGroup[Exception]:
     role, method = calls[0].connection.target.role, calls[0].method
-    causes = {call: error for call, error in errors.items() if not isinstance(error, GroupBroken)}
+    causes = {call: error for call, error in errors.items() if not isinstance(error, GroupBroken | ScopeEnded)}
     consequences = [call for call in errors if call not in causes] if causes else []
     shown = causes or errors
     failed = ", ".join(str(call.connection.target.rank) for call in shown)
@@ -143,7 +148,7 @@ def _error(calls: Sequence[Call], errors: dict[Call, Exception], notes: Sequence
         [_noted(error, str(call)) for call, error in shown.items()],
     )
     if consequences:
-        group.add_note(f"in consequence {', '.join(map(str, consequences))} raised GroupBroken")
+        group.add_note(f"in consequence {', '.join(f'{call} raised {type(errors[call]).__name__}' for call in consequences)}")
     for note in notes:
         group.add_note(note)
     return group

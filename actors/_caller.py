@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from actors import _protocol as protocol
+from actors import _scopes
 from actors._context import current
 from actors._pickling import Beside, dumps, loads, loads_error
 from actors.errors import ActorClosed, NotReady, RemoteCancelled
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from actors._interface import Method
     from actors._target import Target
+    from collective import scopes
     from collective.abc import Buffer, Channel, Endpoint, Link, Message
     from collective.freight import Shipment
 
@@ -196,13 +198,15 @@ class Connection:
         """Whether calls can be made; another connection must be made where not."""
         return self._ended is None
 
-    def begin(self, method: Method, data: bytes, buffers: Sequence[Buffer]) -> Call:
-        """Make a call: its request has left when this returns, or has its place in line and what it carries is taken.
-
-        That happens later where more than the arena's limit waits to leave. The caller holds no argument any more.
-        """
+    def begin(
+        self, method: Method, data: bytes, buffers: Sequence[Buffer], scope: scopes.Call | None = None
+    ) -> Call:
+        """Make a call: its request has left when this returns, or has its place in line."""
         number = next(self._call_numbers)
-        header, aside = protocol.pack(protocol.CALL, number, data, tail=method.wire)
+        kind, tail = protocol.CALL, method.wire
+        if scope is not None:
+            kind, tail = kind | protocol.SCOPED, tail + _scopes.pack(scope)
+        header, aside = protocol.pack(kind, number, data, tail=tail)
         return self._begin(Call(self, number, method.name, header, aside, buffers))
 
     def begin_reset(self, tokens: Sequence[str]) -> Call:
@@ -355,7 +359,7 @@ async def call(target: Target, method: Method, name: str, args: tuple[Any, ...],
     """
     data, buffers = dumps((args, kwargs), "an argument", name)
     del args, kwargs  # what nobody holds need not be copied; and an error, which `made` keeps, has this frame in it
-    made = connection_to(target).begin(method, data, buffers)
+    made = connection_to(target).begin(method, data, buffers, _scopes.entered_for(target))
     del data, buffers
     try:
         if made.place is not None:

@@ -14,6 +14,7 @@ from actors._interface import Interface, Kind, wire_name
 from actors._running import Ending, Running, Served
 from actors._session import Session
 from actors._threads import Workers
+from collective.scopes import parts_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -55,6 +56,7 @@ class Dispatcher:
         }
         self.closing = False
         self.workers = Workers(f"{role}[{rank}]", threads)
+        parts_at(endpoint).threads = self.workers.calls
         self.endpoint = endpoint
         self._port = protocol.port(uid)
         self._loop = asyncio.get_running_loop()

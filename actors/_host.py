@@ -213,6 +213,10 @@ class Host:
 
         return await take_part(self._groups[request.group], self._make_store, request, share)
 
+    async def _reset_group(self, name: str) -> None:
+        """Do this member's part of a reset that somebody else asks for."""
+        await self._groups[name].reset()
+
     async def _form(self, roster: Roster, own: Sequence[tuple[GroupSpec, int]]) -> None:
         launch = self.launch
         from collective.formation import form_group  # imports numpy, which an actor without groups may not need
@@ -249,7 +253,7 @@ class Host:
             gang=launch.gang,
             uid=launch.uid,
             threads=launch.threads,
-            beside={protocol.TAKE_PART: self._take_part},
+            beside={protocol.TAKE_PART: self._take_part, protocol.RESET_GROUP: self._reset_group},
         )
         self._dispatcher.start()
 

@@ -9,7 +9,8 @@ says which: `OPENING.pack(what, connection, call)`.
 
 Every message starts with `HEAD.pack(kind, number)`; the number is the call's (on a stream: a count of items). A pickle
 follows, in the header where it is small, else as the first buffer (kind | ASIDE). Where it has refs to tensors in it,
-their table and its length are at the end of the header (kind | REFS): a message without buffers is the quickest.
+their table and its length are at the end of the header (kind | REFS): a message without buffers is the quickest. A
+CALL names its method before the pickle, and behind that its scope (kind | SCOPED, `actors._scopes`), where it has one.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ CREDIT: Final = 9
 STOP: Final = 10
 ASIDE: Final = 0x80
 REFS: Final = 0x40
-KIND: Final = 0x3F
+SCOPED: Final = 0x20
+KIND: Final = 0x1F
 
+RESET_GROUP: Final = "a reset of a group"
 TAKE_PART: Final = "a collective over references"
 """What a CALL names that is for the actor as a member of a group, and no method of its class."""
 

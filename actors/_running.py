@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from actors._session import Session
+    from collective import scopes
     from collective.abc import Buffer, Channel, Message
     from collective.freight import Shipment
 
@@ -50,10 +51,30 @@ class Ending(enum.Enum):
 class Running:
     """One call on an actor, from its request to its reply. Its `run` is a task of its own."""
 
-    __slots__ = ("_body", "_ending", "_job", "_started", "method", "number", "session", "stream", "task", "where")
+    __slots__ = (
+        "_body",
+        "_ending",
+        "_job",
+        "_scope",
+        "_started",
+        "method",
+        "number",
+        "session",
+        "stream",
+        "task",
+        "where",
+    )
 
-    def __init__(self, session: Session, number: int, method: Served, body: tuple[Any, Sequence[memoryview]]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        number: int,
+        method: Served,
+        body: tuple[Any, Sequence[memoryview]],
+        scope: scopes.Call | None,
+    ) -> None:
         self.session = session
+        self._scope = scope
         self.number = number
         self.method = method
         self.where = method.where
@@ -78,8 +99,9 @@ class Running:
         self._started = True
         result: Any = None
         taken: tuple[bytes, list[Any]] | None = None
+        part = CallScope(self._scope, self.session.dispatcher.endpoint, self.where)
         try:
-            with CallScope() as scope:
+            with part:
                 try:
                     if self._ending is not None:
                         raise asyncio.CancelledError
@@ -98,12 +120,15 @@ class Running:
                         await self._generate(self.stream, args, kwargs)
                     del args, kwargs
                 except BaseException as error:  # SystemExit too: it is the method's outcome, not the end of the actor
-                    kind, data, buffers = self._failure(error, scope)
+                    kind, data, buffers = self._failure(error, part)
                 else:
                     kind, data, buffers = self._success(result) if taken is None else (protocol.RESULT, *taken)
             del result, taken  # What nobody holds any more need not be copied.
             # From here on it has ended, and nothing cancels it.
             self.session.running.pop(self.number, None)
+            if kind != protocol.RESULT:
+                await part.settle()
+            part.finish()
             try:
                 await self._reply(kind, data, buffers)
             except Exception as error:  # more than a link carries; whatever it is, the caller must not wait for ever
@@ -191,10 +216,10 @@ class Running:
         except Exception as error:
             return self._error(error, ())
 
-    def _failure(self, error: BaseException, scope: CallScope) -> tuple[int, bytes, Sequence[Buffer]]:
-        """Turn how the method ended into a reply; groups in which it left a collective unfinished are broken now."""
+    def _failure(self, error: BaseException, part: CallScope) -> tuple[int, bytes, Sequence[Buffer]]:
+        """Turn how the method ended into a reply. Its scope ends; groups that it left in mid-collective are broken now."""
         reason = "was cancelled" if isinstance(error, asyncio.CancelledError) else f"raised {type(error).__name__}"
-        broken = scope.abandon(f"{self.where} {reason}")
+        broken = part.abandon(f"{self.where} {reason}")
         if not isinstance(error, asyncio.CancelledError):
             return self._error(error, broken)
         if self._ending is None:

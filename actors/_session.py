@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from actors import _protocol as protocol
+from actors import _scopes
 from actors._interface import STREAMING
 from actors._pickling import dumps, dumps_error, loads
 from actors._running import OWN_MODULES, Ending, Running
@@ -164,7 +165,10 @@ class Session:
             refuse = self._refuse_stream if length & STREAMING else self._refuse
             self.dispatcher.spawn(refuse(number, error), name=name)
             return
-        call = Running(self, number, method, protocol.body(message, start))
+        scope = None
+        if message.header[0] & protocol.SCOPED:
+            scope, start = _scopes.unpack(message.header, start, self.role, method.name)
+        call = Running(self, number, method, protocol.body(message, start), scope)
         self.running[number] = call
         self.dispatcher.start_call(call)
 

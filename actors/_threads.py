@@ -10,9 +10,12 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import NotReady
+from collective.scopes import current_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from collective.scopes import Call
 
 
 class Job:
@@ -22,6 +25,9 @@ class Job:
         self.loop = asyncio.get_running_loop()
         self.result: asyncio.Future[tuple[Any, BaseException | None]] = self.loop.create_future()
         self.ended: asyncio.Future[None] = self.loop.create_future()
+        self.call = current_call()
+        """The call of several actors that it belongs to."""
+        self.started = False
         self._function = function
         self._context = copy_context()
         self._cancelled = False
@@ -43,6 +49,7 @@ class Job:
     def work(self) -> None:
         """Run it; in the worker thread."""
         value, error = None, None
+        self.started = True
         if not self._cancelled:
             try:
                 value = self._context.run(self._run)
@@ -132,12 +139,18 @@ class Workers:
         self._count = count
         self._started = 0
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._unfinished: set[asyncio.Future[None]] = set()
+        self._unfinished: dict[asyncio.Future[None], Job] = {}
+
+    def calls(self) -> tuple[list[Call | None], list[Call]]:
+        """Return the calls that hold all of the threads, and those that wait for one."""
+        started = [job.call for job in self._unfinished.values() if job.started]
+        waiting = [job.call for job in self._unfinished.values() if not job.started and job.call is not None]
+        return (started, waiting) if len(started) >= self._count else ([], [])
 
     def submit(self, job: Job) -> None:
         """Queue a job."""
-        self._unfinished.add(job.ended)
-        job.ended.add_done_callback(self._unfinished.discard)
+        self._unfinished[job.ended] = job
+        job.ended.add_done_callback(self._unfinished.pop)
         if self._started < min(self._count, len(self._unfinished)):
             self._started += 1
             # A context of its own: a thread must not keep the one of the call that started it alive.

@@ -16,6 +16,7 @@ from actors._crew import Crew
 from actors._interface import Interface
 from actors._protocol import port
 from actors._roster import Roster
+from actors._scopes import entered
 from actors._target import Target
 from actors.abc import Launch
 from actors.actor import Actor
@@ -29,12 +30,14 @@ from scheduling.templates import pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
 
     from actors.abc import Runtime
     from actors.groups import GroupHandle
     from actors.handles import Handles
+    from collective.scopes import Key
     from collective.types import Address
     from scheduling.abc import Placement
 
@@ -123,6 +126,18 @@ class Gang:
             NotReady: it has not started.
         """
         return self._started().handles.groups
+
+    def scope(self, key: Key) -> AbstractContextManager[None]:
+        """Make all calls to this gang in a block, and in the tasks that it starts, one scope.
+
+        For groups that span several roles, which no single call reaches as a whole: `with gang.scope("step 3"):` around
+        calls to each of them pairs what these do with each other, and with nothing that others do at the same time.
+        Blocks of one process that are open at the same time share the scope of equal keys. The calls must reach every
+        member of the groups that they use; one that fails ends the scope for all of them.
+
+        :param key: a str, an int, bytes, or a tuple of these.
+        """
+        return entered(self._id, key)
 
     async def __aenter__(self) -> Self:
         """Start every actor, or none.

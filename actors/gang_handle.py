@@ -6,10 +6,14 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from actors._scopes import entered
 from actors.handles import Handles
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from actors.groups import GroupHandle
+    from collective.scopes import Key
 
 
 class GangHandle(Mapping[str, Handles[Any]]):
@@ -23,6 +27,11 @@ class GangHandle(Mapping[str, Handles[Any]]):
     def groups(self) -> Mapping[str, GroupHandle]:
         """The groups by name, to call collectives over references on; also those that this actor is no member of."""
         return MappingProxyType(self._groups)
+
+    def scope(self, key: Key) -> AbstractContextManager[None]:
+        """Make all calls to this gang in a block one scope, as `Gang.scope`."""
+        (handle, *_), *_ = self._roles.values()
+        return entered(handle._target.gang, key)
 
     def __getitem__(self, role: str) -> Handles[Any]:
         return self._roles[role]

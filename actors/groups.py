@@ -10,7 +10,7 @@ from uuid import uuid4
 from actors._broadcast import broadcast
 from actors._interface import Kind, Method
 from actors._pickling import dumps
-from actors._protocol import TAKE_PART
+from actors._protocol import RESET_GROUP, TAKE_PART
 from actors.errors import NotReady
 from collective._integers import integer
 from collective.types import Member, ReduceOp
@@ -143,6 +143,16 @@ class GroupHandle:
         from collective.by_reference import Relayout
 
         return self._start(Relayout(src, dst), refs)
+
+    async def reset(self) -> None:
+        """Drop what is pending in the group and start a new epoch, on every member; it mends a broken group.
+
+        Raises:
+            ExceptionGroup: of what members raised. PeerLost: one is dead. CollectiveTimeout: one did not come in time.
+        """
+        method = Method("", f"groups[{self.name!r}].reset", Kind.ASYNC, "", called=RESET_GROUP)
+        leaving = [dumps(((self.name,), {}), "a group's name") for _ in self._targets]
+        await broadcast(self._targets, method, leaving)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GroupHandle) and (self._spec, self._targets) == (other._spec, other._targets)

@@ -8,6 +8,7 @@ from actors._broadcast import broadcast
 from actors._caller import call
 from actors._interface import Kind
 from actors._pickling import Lent, dumps
+from actors._scopes import call_to
 from actors.actor import Actor
 from actors.errors import NotReady
 from actors.streams import Stream, Streams
@@ -254,7 +255,8 @@ class BoundMethods:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._method.check(None, *args, **kwargs)
         if self._method.kind is Kind.STREAM:
-            return Streams([Stream(target, self._method, args, kwargs) for target in self._targets])
+            scope = call_to(self._targets)
+            return Streams([Stream(target, self._method, args, kwargs, scope) for target in self._targets])
         return self._broadcast([(args, kwargs)])
 
     def map(self, items: Iterable[Any]) -> Any:
@@ -270,7 +272,8 @@ class BoundMethods:
             self._method.check(None, *args)
         if self._method.kind is Kind.STREAM:
             pairs = zip(self._targets, each, strict=True)
-            return Streams([Stream(target, self._method, args, {}) for target, args in pairs])
+            scope = call_to(self._targets)
+            return Streams([Stream(target, self._method, args, {}, scope) for target, args in pairs])
         return self._broadcast([(args, {}) for args in each])
 
     async def _broadcast(self, arguments: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
@@ -281,7 +284,7 @@ class BoundMethods:
         # Once it has run out an iterator holds nothing of them, as this frame would.
         leaving = iter(pickles * len(self._targets) if len(pickles) == 1 else pickles)
         del pickles
-        return await broadcast(self._targets, self._method, leaving)
+        return await broadcast(self._targets, self._method, leaving, call_to(self._targets))
 
     def __repr__(self) -> str:
         role = self._targets[0].role if self._targets else "(nobody)"

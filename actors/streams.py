@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from actors import _protocol as protocol
+from actors import _scopes
 from actors._caller import Failure, connection_to, read_failure
 from actors._pickling import dumps, loads
 from actors.errors import NotReady, RemoteCancelled
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from actors._caller import Call
     from actors._interface import Method
     from actors._target import Target
+    from collective import scopes
     from collective.abc import Channel, Message
 
 T = TypeVar("T")
@@ -37,9 +39,17 @@ class Stream(Generic[T]):
     Good for one pass, by one task at a time.
     """
 
-    def __init__(self, target: Target, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        method: Method,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        scope: scopes.Call | None = None,
+    ) -> None:
         self._target = target
         self._method = method
+        self._scope = scope or _scopes.entered_for(target)
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = (args, kwargs)
         self._call: Call | None = None
         self._channel: Channel | None = None
@@ -54,7 +64,7 @@ class Stream(Generic[T]):
             raise NotReady(f"{self!r} was entered before; call {self._method.name}() again for another pass")
         data, buffers = dumps(self._arguments, f"an argument of {self._name}")
         self._arguments = None
-        self._call = call = connection_to(self._target).begin(self._method, data, buffers)
+        self._call = call = connection_to(self._target).begin(self._method, data, buffers, self._scope)
         try:
             await call.leave()
             if call.reply.done():

@@ -124,7 +124,8 @@ class ScopeEnded(GroupError):
     ) -> None:
         left = f" left {operation} at {line} unfinished:" if operation else ":"
         super().__init__(
-            f"{scope} has ended in group {group!r}: {who or f'rank {rank}'}{left} {cause}; the group goes on: call it again"
+            f"{scope} has ended in group {group!r}: {who or f'rank {rank}'}{left} {cause}; the group goes on, and may be "
+            "called again"
         )
         self.group = group
         self.scope = scope

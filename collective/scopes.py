@@ -133,8 +133,8 @@ _engines: WeakValueDictionary[str, Engine] = WeakValueDictionary()
 class CallScope:
     """One actor's part in a call: collects the collectives that are issued inside it, by this task and those it starts.
 
-    A call layer runs each call in one of its own, calls `abandon` and `settle` where the call ended by an exception or a
-    cancellation, and `finish` in any case. Not for concurrent entry; leave it in the context that entered it.
+    A call layer runs each call in one of its own, calls `abandon` and `settle` where the call ended by an exception or
+    a cancellation, and `finish` in any case. Not for concurrent entry; leave it in the context that entered it.
 
     :param call: the call, where several actors answer it; without one all is in the groups' default scopes.
     :param endpoint: the actor's.

@@ -245,7 +245,7 @@ class Engine:
         return epoch.fault()
 
     def _claim(self, part: CallScope | None, work: Work[Any]) -> None:
-        """Take the default scope for a call, unless another has unfinished collectives there: who could tell them apart?"""
+        """Take the default scope for a call, unless another has unfinished collectives there: they might be mixed."""
         for entry in self.current.pending.values():
             if entry.scope is self.default_scope and entry.part is not part:
                 raise GroupError(

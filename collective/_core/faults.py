@@ -182,7 +182,9 @@ class Faults:
         if pending.work.done():
             return
         missing = tuple(engine.name_of(rank) for rank in behind)
-        waiting = tuple(f"{engine.name_of(rank)} waits for {', '.join(said[1]) or 'nothing'}" for rank, said in behind.items())
+        waiting = tuple(
+            f"{engine.name_of(rank)} waits for {', '.join(said) or 'nothing'}" for rank, (_, said) in behind.items()
+        )
         if pending.agreed or not behind:  # all have come by now: the verdict is on its way
             engine.watchdog.again(pending, rollcall.WAIT)
         elif scope.ends and scope.root not in engine.ended:
@@ -209,7 +211,7 @@ class Faults:
         self.break_off(epoch, lambda: GroupBroken(engine.name, reason), reason)
 
     def hear_roll(self, src: int, message: tuple[Any, ...]) -> None:
-        """Take a ("roll?" | "roll.", ...) message: what another member waits for, or wants to know this one waits for."""
+        """Take a ("roll?" | "roll.", ...) message: what another member waits for, or asks of this one."""
         if message[0] == "roll?":
             _, question, number, scope = message
             epoch = self._engine.current

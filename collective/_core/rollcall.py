@@ -44,7 +44,8 @@ class RollCall:
         finally:
             for rank in answers:
                 del self._waiting[question, rank]
-        said = {rank: answer.result() if answer.done() else (0, ["it does not answer"]) for rank, answer in answers.items()}
+        silent = 0, ["something that it does not tell"]
+        said = {rank: answer.result() if answer.done() else silent for rank, answer in answers.items()}
         return {rank: each for rank, each in said.items() if each[0] <= ahead}
 
     def answer(self, src: int, question: int, waiting: int, pending: list[str]) -> None:

@@ -87,8 +87,8 @@ class Verdicts:
             self._break(place)
 
     def _end(self, root: bytes, calls: Calls) -> None:
-        said = "; ".join(what for _, what in calls)
-        self.on_scope_ended(root, Ending(calls[0][0][0], "its members", "", "", f"they called different things: {said}"))
+        cause = f"they called different things: {'; '.join(what for _, what in calls)}"
+        self.on_scope_ended(root, Ending(calls[0][0][0], "its members", "", "", cause))
 
     def _break(self, place: int) -> None:
         name = self._engine.name

@@ -1,4 +1,4 @@
-"""Looks after collectives that not all members have called: which take too long, and which wait for each other's threads.
+"""Looks after collectives that not all have called: those that take too long, or wait for each other's threads.
 
 Plain methods run one at a time. So two broadcast calls of plain methods can wait for each other: on one member the
 first holds the thread and the second waits for it, on another it is the other way round, and each waits in a collective
@@ -8,7 +8,6 @@ makes a cycle, the youngest call of it ends on every member, and the others go o
 
 from __future__ import annotations
 
-import asyncio
 import math
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from collective.scopes import Call, Ending
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Sequence
 
     from collective._core.engine import Engine
@@ -110,9 +110,9 @@ class Watchdog:
             for each in known:
                 each.discard(calls[-1])
         cause = (
-            f"{' and '.join(call.name for call in calls)} wait for each other: on some members the one holds the worker "
-            "threads of plain methods, on some the other, and each waits there for all members; raise Role(threads=), "
-            "make the methods async, or do not call them at the same time"
+            f"{' and '.join(call.name for call in calls)} wait for each other: on some members the one holds the "
+            "worker threads of plain methods, on some the other, and each waits there for all members; raise "
+            "Role(threads=), make the methods async, or do not call them at the same time"
         )
         engine.end_scope(calls[-1].id, Ending(engine.rank, engine.me, "", "", cause))
 
