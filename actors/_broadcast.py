@@ -148,7 +148,8 @@ def _error(calls: Sequence[Call], errors: dict[Call, Exception], notes: Sequence
         [_noted(error, str(call)) for call, error in shown.items()],
     )
     if consequences:
-        group.add_note(f"in consequence {', '.join(f'{call} raised {type(errors[call]).__name__}' for call in consequences)}")
+        raised = ", ".join(f"{call} raised {type(errors[call]).__name__}" for call in consequences)
+        group.add_note(f"in consequence {raised}")
     for note in notes:
         group.add_note(note)
     return group

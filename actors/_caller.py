@@ -201,7 +201,10 @@ class Connection:
     def begin(
         self, method: Method, data: bytes, buffers: Sequence[Buffer], scope: scopes.Call | None = None
     ) -> Call:
-        """Make a call: its request has left when this returns, or has its place in line."""
+        """Make a call: its request has left when this returns, or has its place in line and what it carries is taken.
+
+        That happens later where more than the arena's limit waits to leave. The caller holds no argument any more.
+        """
         number = next(self._call_numbers)
         kind, tail = protocol.CALL, method.wire
         if scope is not None:

@@ -217,7 +217,7 @@ class Running:
             return self._error(error, ())
 
     def _failure(self, error: BaseException, part: CallScope) -> tuple[int, bytes, Sequence[Buffer]]:
-        """Turn how the method ended into a reply. Its scope ends; groups that it left in mid-collective are broken now."""
+        """Turn how the method ended into a reply; its scope ends, groups that it left in mid-collective are broken."""
         reason = "was cancelled" if isinstance(error, asyncio.CancelledError) else f"raised {type(error).__name__}"
         broken = part.abandon(f"{self.where} {reason}")
         if not isinstance(error, asyncio.CancelledError):

@@ -124,8 +124,8 @@ class ScopeEnded(GroupError):
     ) -> None:
         left = f" left {operation} at {line} unfinished:" if operation else ":"
         super().__init__(
-            f"{scope} has ended in group {group!r}: {who or f'rank {rank}'}{left} {cause}; the group goes on, and may be "
-            "called again"
+            f"{scope} has ended in group {group!r}: {who or f'rank {rank}'}{left} {cause}; the group goes on: "
+            "make the call again"
         )
         self.group = group
         self.scope = scope

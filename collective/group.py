@@ -46,17 +46,17 @@ class Group:
     """A collective group, as one of its members holds it; `rank` is always group-local.
 
     Every operation is a plain function that takes its place when called and returns a Work at once. Collectives are
-    paired by their order in their scope: a broadcast call that reaches every member is one, `scope(key)` makes others, and
-    all else is in the default scope, in the order of each member's program. A rank gets back the kind of array that it
-    passed (numpy, torch, cupy); who passed nothing gets the sender's kind, or that of `out`. Inputs may be changed once
-    the Work is done; a result shares memory with no one, unless it is `out`. Bad arguments raise ValueError or TypeError
-    at the call; so does GroupError, where another call has unfinished collectives in the default scope.
+    paired by their order in their scope: a broadcast call that reaches every member is one, `scope(key)` makes others,
+    and all else is in the default scope, in the order of each member's program. A rank gets back the kind of array that
+    it passed (numpy, torch, cupy); who passed nothing gets the sender's kind, or that of `out`. Inputs may be changed
+    once the Work is done; a result shares memory with no one, unless it is `out`. Bad arguments raise ValueError or
+    TypeError at the call; another call's unfinished collectives in the default scope GroupError.
 
     Awaiting an operation raises:
         CollectiveMismatch: members called different things at one place. ScopeEnded: the call that it belongs to has
-        failed on some member. GroupBroken: some member left a collective of the default scope unfinished; `reset()` mends
-        it. PeerLost: a member died. CollectiveTimeout: a member did not come in time. GroupClosed: this member closed
-        the group. BackendError: a library below failed.
+        failed on some member. GroupBroken: some member left a collective of the default scope unfinished; `reset()`
+        mends it. PeerLost: a member died. CollectiveTimeout: a member did not come in time. GroupClosed: this member
+        closed the group. BackendError: a library below failed.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -105,7 +105,8 @@ class Lane:
 
         :param call: names the call, on all members.
         :param what: what it is, for people, and `where` in whose code.
-        :param prepare: is given the group's engine and returns this member's operations, of the same kinds on all; an exception refuses the call on all of them. Not called where another had refused it before.
+        :param prepare: is given the group's engine and returns this member's operations, of the same kinds on all
+            members; an exception refuses the call on all of them. Not called where another had refused it before.
 
         Raises:
             The error of the member that refused it, and what operations raise.

@@ -2,8 +2,8 @@
 
 An operation is made at the call, where it checks what this member alone can see. `record` and `meta` are announced;
 `agree` sees every member's meta and reaches the same verdict on each; then `stage`, `issue` and `finish` follow, in the
-order that all agreed on. Where members can show data with their announcements, a short operation is settled by those: `settle`
-and `finish` follow.
+order that all agreed on. Where members can show data with their announcements, a short operation is settled by those:
+`settle` and `finish` follow.
 """
 
 from __future__ import annotations

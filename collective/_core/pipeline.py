@@ -1,4 +1,4 @@
-"""From agreed to done: staging, issuing and finishing the collectives of one epoch, in the order in which they were agreed."""
+"""From agreed to done: staging, issuing and finishing the collectives of one epoch, in the order all agreed on."""
 
 from __future__ import annotations
 

@@ -41,6 +41,12 @@ class Summer(Actor):
         yield 0.0
         yield await self.total(1.0, absent=absent)
 
+    async def total_in_default_scope(
+        self, value: float, *, fail: tuple[int, ...] = (), absent: tuple[int, ...] = ()
+    ) -> float:
+        with self.groups["dp"].scope(None):
+            return await self.total(value, fail=fail, absent=absent)
+
     async def reset(self) -> None:
         await self.groups["dp"].reset()
 
@@ -81,6 +87,17 @@ def test_a_broadcast_that_failed_leaves_groups_that_work() -> None:
                 assert raised <= {f"rank {rank}" for rank in fail}
                 # No value of the failed call is paired with one of this.
                 assert await actors.handles.total(2.0) == [9.0] * 3
+
+    run("memory", main())
+
+
+def test_what_a_broadcast_leaves_in_the_default_scope_is_reset() -> None:
+    async def main() -> None:
+        async with summers(2) as actors:
+            with pytest.raises(ExceptionGroup, match="rank 0"):
+                await actors.handles.total_in_default_scope(1.0, fail=(0,), absent=(1,))
+            assert await actors.handles.total_in_default_scope(1.0) == [3.0] * 2
+            assert [instance.groups["dp"].epoch for instance in actors.instances] == [1, 1]
 
     run("memory", main())
 
@@ -150,7 +167,7 @@ def test_what_cannot_be_reset_is_noted() -> None:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("actors._session.reset_everywhere", refuse)
                 with pytest.raises(ExceptionGroup) as caught:
-                    await actors.handles.total(1.0, fail=(0,), absent=(1,))
+                    await actors.handles.total_in_default_scope(1.0, fail=(0,), absent=(1,))
             (note,) = caught.value.__notes__
             assert note.startswith("groups that worker[0] left broken could not be reset: nobody there")
 
