@@ -63,7 +63,9 @@ class Dispatcher:
         self._sessions: dict[tuple[object, int], Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._context = copy_context()
-        self._context.run(current.set, ActorContext(role, rank, gang, endpoint, self._loop))
+        actor = current.get()
+        if actor is None or actor.endpoint is not endpoint:
+            self._context.run(current.set, ActorContext(role, rank, gang, endpoint, self._loop))
 
     def start(self) -> None:
         """Take calls from now on, those that already wait included."""

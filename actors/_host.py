@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from actors import _protocol as protocol
-from actors._context import ActorContext, current
+from actors._context import ActorContext, current, user_tasks
 from actors._control import PORT, Introduction, Lost, Order, Phase, Report, pack, unpack
 from actors._dispatch import Dispatcher
 from actors._pickling import dumps_error
@@ -60,7 +60,7 @@ class Host:
         is kept beyond that.
     """
 
-    def __init__(self, launch: Launch, endpoint: Endpoint, make: Callable[[], Coroutine[Any, Any, Blueprint]]) -> None:
+    def __init__(self, launch: Launch, endpoint: Endpoint, make: Callable[[], Blueprint]) -> None:
         self.launch = launch
         self.leaving = False
         self._endpoint = endpoint
@@ -78,7 +78,8 @@ class Host:
         self._phase: asyncio.Task[None] | None = None
         # One context for all that is done for the actor: what __init__ sets in it is there in setup and in calls.
         self._context = copy_context()
-        self._context.run(current.set, ActorContext(launch.role, launch.rank, launch.gang, endpoint, self._loop))
+        self._self = ActorContext(launch.role, launch.rank, launch.gang, endpoint, self._loop)
+        self._context.run(current.set, self._self)
 
     async def serve(self) -> bool:
         """Run the actor until the gang orders its end, or is gone; return whether it was ordered. Closes the endpoint.
@@ -101,6 +102,7 @@ class Host:
             await self._stop_phase()
             if not self.leaving:
                 await self._end_calls()
+            await self._end_own()
             # Before the groups: all members leave now, and to say so to each other would cost a link for each pair.
             await endpoint.aclose()
             await self._leave_groups()
@@ -177,7 +179,7 @@ class Host:
             _logger.debug("%s: the gang is gone; nobody hears that its %s has ended", self.launch, phase.value)
 
     async def _construct(self) -> None:
-        cls, args, kwargs = await self._make()
+        cls, args, kwargs = self._make()
         launch = self.launch
         self._actor = create(
             cls, tuple(args), kwargs, role=launch.role, rank=launch.rank, make_store=self._make_store
@@ -258,11 +260,30 @@ class Host:
         self._dispatcher.start()
 
     async def _tear_down(self) -> None:
-        """End the calls, then let the actor clean up, if it was ever set up."""
+        """End the calls, then let the actor clean up, if it was ever set up; then end what it has left."""
         await self._end_calls()
-        if self._set_up:
-            self._set_up = False
-            await self._actor.teardown()
+        try:
+            if self._set_up:
+                self._set_up = False
+                await self._actor.teardown()
+        finally:
+            await self._end_own()
+
+    async def _end_own(self) -> None:
+        """End the gangs and tasks that the actor's own code has started and left."""
+        for gang in list(self._self.gangs):
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await gang.aclose()
+            except Exception:
+                _logger.exception("%s: gang %r, which it had left, did not end in good order", self.launch, gang)
+        this = asyncio.current_task()
+        if tasks := [task for task in user_tasks(self._endpoint) if task is not this]:
+            for task in tasks:
+                task.cancel()
+            _, stuck = await asyncio.wait(tasks, timeout=STOP_SECONDS)
+            for task in stuck:
+                _logger.warning("%s: %s does not end though it was cancelled; going on without it", self.launch, task)
 
     async def _end_calls(self) -> None:
         if self._dispatcher is None:

@@ -11,6 +11,7 @@ import secrets
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from actors import _runtimes
+from actors._context import current
 from actors._control import PORT, Phase
 from actors._crew import Crew
 from actors._interface import Interface
@@ -29,7 +30,7 @@ from scheduling.background import to_the_end
 from scheduling.templates import pack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
@@ -99,6 +100,7 @@ class Gang:
         self._entered = False
         self._closing: asyncio.Task[list[Exception]] | None = None
         self._hurry: asyncio.Future[None] | None = None
+        self._on_end: Callable[[Gang], None] = lambda _: None
 
     @overload
     def __getitem__(self, role: str) -> Handles[Any]: ...
@@ -149,6 +151,10 @@ class Gang:
         if self._entered:
             raise RuntimeError(f"gang {self.name!r} was started before; make a new Gang of the same roles")
         self._entered = True
+        owner = current.get()
+        if owner is not None and owner.loop is asyncio.get_running_loop():
+            owner.gangs.add(self)
+            self._on_end = owner.gangs.discard
         try:
             await self._start()
         except BaseException:
@@ -241,6 +247,7 @@ class Gang:
                     await self._runtime.aclose()
                 except ExceptionGroup as errors:
                     failures += errors.exceptions
+            self._on_end(self)
         return failures
 
     def _launches(self, secret: bytes, member: Credential, home: Address) -> list[Launch]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError
@@ -12,6 +11,7 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from scheduling import _ray_start, _ray_state
+from scheduling._ray_reaper import guard
 from scheduling._waiting import claim_all
 from scheduling.abc import Claim, Cluster
 from scheduling.background import in_thread, post, to_the_end
@@ -114,38 +114,43 @@ class RayCluster(Cluster):
         bundles = [_ray_bundle(bundle) for bundle in request.bundles]
         labels = [dict(bundle.labels) for bundle in request.bundles]
 
-        def create() -> PlacementGroup:
-            group: PlacementGroup = placement_group(
-                bundles,
-                strategy=request.strategy,
-                # Ray refuses a name that is in use, and gangs may share one.
-                name=f"{name}-{secrets.token_hex(4)}",
-                bundle_label_selector=labels if any(labels) else None,
-            )
-            return group
+        def create() -> tuple[PlacementGroup, str]:
+            unique = guard.hold(name)  # Ray refuses a name that is in use, and gangs may share one
+            try:
+                group: PlacementGroup = placement_group(
+                    bundles,
+                    strategy=request.strategy,
+                    name=unique,
+                    bundle_label_selector=labels if any(labels) else None,
+                )
+            except BaseException:
+                guard.let_go(unique)
+                raise
+            return group, unique
 
         creation = in_thread(create)
         try:
-            group = await asyncio.shield(creation)
+            group, unique = await asyncio.shield(creation)
         except asyncio.CancelledError:
             await to_the_end(_undo(creation, name, len(bundles)))
             raise
         except RayError as error:
             raise RayUnavailable(f"gang {name!r}: Ray could not take its placement group: {error}") from error
-        return RayClaim(group, name, len(bundles))
+        return RayClaim(group, unique, name, len(bundles))
 
 
-async def _undo(creation: asyncio.Future[PlacementGroup], name: str, size: int) -> None:
+async def _undo(creation: asyncio.Future[tuple[PlacementGroup, str]], name: str, size: int) -> None:
     await asyncio.wait([creation])
     if creation.exception() is None:
-        await RayClaim(creation.result(), name, size).withdraw()
+        await RayClaim(*creation.result(), name, size).withdraw()
 
 
 class RayClaim(Claim):
     """A placement group."""
 
-    def __init__(self, group: PlacementGroup, name: str, size: int) -> None:
+    def __init__(self, group: PlacementGroup, unique: str, name: str, size: int) -> None:
         self.group = group
+        self._unique = unique
         self.name = name
         self.size = size
         self._connection = _ray_state.connection()
@@ -199,7 +204,9 @@ class RayClaim(Claim):
                 await _poll(self._is_settled)
         await in_thread(lambda: remove_placement_group(self.group))
         await _poll(self._is_gone)
-        self._withdrawn = True
+        if not self._withdrawn:
+            self._withdrawn = True
+            await in_thread(lambda: guard.let_go(self._unique))
 
     async def _is_settled(self) -> bool:
         """Whether it is known to hold nothing, or its nodes have reported what it holds (0.1 s after it came at most).

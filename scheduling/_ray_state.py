@@ -10,11 +10,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray import PlacementGroupID, WorkerID
 from ray._private import state
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated import autoscaler_pb2, gcs_pb2
 from ray.experimental import internal_kv
 from ray.util import placement_group_table
+from ray.util.placement_group import PlacementGroup
 
 from scheduling.types import FrozenMap, Holder, Node
 
@@ -38,6 +40,34 @@ def connection() -> tuple[str, str] | None:
         return None
     context = _ray.get_runtime_context()
     return context.get_session_name(), context.get_job_id()
+
+
+def is_worker() -> bool:
+    """Return whether this process runs Ray's tasks or actors, and is no driver."""
+    return bool(_ray.get_runtime_context().worker.mode == _ray.WORKER_MODE)
+
+
+def own_worker() -> tuple[str, str]:
+    """Return by which ids Ray knows this process and its node."""
+    context = _ray.get_runtime_context()
+    return context.get_worker_id(), context.get_node_id()
+
+
+def is_worker_alive(worker: str, node: str) -> bool:
+    """Return whether Ray takes a process to be alive."""
+    if not any(each["NodeID"] == node and each["Alive"] for each in _ray.nodes()):
+        return False
+    found = _state.state._connect_and_get_accessor().get_worker_info(WorkerID.from_hex(worker))
+    return found is not None and bool(_gcs_pb2.WorkerTableData.FromString(found).is_alive)
+
+
+def read_groups() -> list[tuple[str, PlacementGroup]]:
+    """Return the placement groups that are not removed, with their names."""
+    return [
+        (group["name"], PlacementGroup(PlacementGroupID(bytes.fromhex(group["placement_group_id"]))))
+        for group in placement_group_table().values()
+        if group["state"] != "REMOVED"
+    ]
 
 
 def read_nodes() -> list[Node]:

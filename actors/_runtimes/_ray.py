@@ -73,14 +73,16 @@ class RayRuntime(Runtime):
         site = Site(default_host(), self._directory, import_path())
         options = [reservation.actor_options(launch.role, launch.rank) for launch in launches]
 
-        def create() -> list[tuple[Any, Any, Any, RayActor]]:
+        def create() -> list[tuple[Any, Any, RayActor]]:
             payloads = {role: _share(payload) for role, payload in self._payloads.items()}
-            actors = [_Actor.options(**each).remote() for each in options]
+            actors = [
+                _Actor.options(**each).remote(payloads[launch.role])
+                for each, launch in zip(options, launches, strict=True)
+            ]
+            # The name of its only task is what Ray shows for the process.
             return [
                 (
                     actor,
-                    actor.load.remote(payloads[launch.role]),
-                    # The name of this task is what Ray shows for the process.
                     actor.run.options(name=str(launch)).remote(launch, site),
                     RayActor.of(actor),
                 )
@@ -145,7 +147,7 @@ class RayRuntime(Runtime):
 class _RayProcess(Process):
     """A Ray actor, as its gang sees it."""
 
-    def __init__(self, reservation: Reservation, actor: Any, load: Any, run: Any, native: RayActor) -> None:
+    def __init__(self, reservation: Reservation, actor: Any, run: Any, native: RayActor) -> None:
         self.native: Callable[[], Any] | None = native
         self.ended = asyncio.get_running_loop().create_future()
         self._actor = actor
@@ -153,7 +155,7 @@ class _RayProcess(Process):
         self._watch: PidWatch | None = None
         self._pid: int | None = None
         self._killed = False
-        self._waiter = asyncio.get_running_loop().create_task(self._wait(load, run), name="Ray watches an actor")
+        self._waiter = asyncio.get_running_loop().create_task(self._wait(run), name="Ray watches an actor")
 
     def identify(self, process: ProcessId) -> None:
         self._pid = process.pid
@@ -183,10 +185,8 @@ class _RayProcess(Process):
         if self._watch is not None:
             self._watch.close()
 
-    async def _wait(self, load: Any, run: Any) -> None:
+    async def _wait(self, run: Any) -> None:
         try:
-            await load
-            del load
             await run
         except RayActorError as error:
             cause: Exception = ConnectionError(_reason(error))

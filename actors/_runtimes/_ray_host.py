@@ -44,15 +44,13 @@ class Site(NamedTuple):
 class RayHost:
     """The Ray actor behind an actor of a gang. `run` lasts as long as the actor, and with it what it is given.
 
-    So the payload, which may be large, comes by a call of its own: Ray keeps arguments until their call has ended.
+    So the payload, which may be large, is given to the constructor: Ray keeps arguments until their task has ended.
+
+    :param payload: the class and the arguments of the actor, taken apart.
     """
 
-    def __init__(self) -> None:
-        self._payloads: asyncio.Queue[tuple[bytes, Sequence[bytes]]] = asyncio.Queue()
-
-    async def load(self, payload: tuple[bytes, Sequence[bytes]]) -> None:
-        """Take the class and the arguments of the actor, taken apart."""
-        self._payloads.put_nowait(payload)
+    def __init__(self, payload: tuple[bytes, Sequence[bytes]]) -> None:
+        self._payloads = [payload]
         _heap.forget_pages(of_file="plasma")  # Ray's object store: the payload is a copy
 
     async def run(self, launch: Launch, site: Site) -> None:
@@ -73,8 +71,8 @@ class RayHost:
             ray.actor.exit_actor()  # type: ignore[no-untyped-call]  # the gang is gone, and cannot kill it any more
         await asyncio.get_running_loop().create_future()
 
-    async def _make(self) -> Blueprint:
-        data, buffers = await self._payloads.get()
+    def _make(self) -> Blueprint:
+        data, buffers = self._payloads.pop()
         blueprint: Blueprint = loads(
             data, [memoryview(bytearray(buffer)) for buffer in buffers], "the class or an argument of its constructor"
         )

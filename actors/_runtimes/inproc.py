@@ -73,7 +73,7 @@ class InprocRuntime(Runtime):
         with contextlib.suppress(LinkError):  # the host meets it again, and tells
             await endpoint.connect(launch.home, launch.member)
 
-    async def _blueprint(self, role: str) -> Blueprint:
+    def _blueprint(self, role: str) -> Blueprint:
         # The class goes as it is, so that callers and actors agree on what it is; the arguments are copies, as
         # between processes.
         data, buffers = self._pickles[role]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 
 import psutil
 import pytest
 import ray
-from gang_harness import run
+from gang_harness import actor_processes, live_placement_groups, run
 
 from actors import Actor, Gang, Handle, NotReady, Role
 from scheduling import Resources
@@ -164,5 +165,73 @@ def test_what_ray_shows_for_an_actor_is_its_place_in_the_gang():
         async with Gang(Role("title", Title, 2, resources=SMALL)) as gang:
             titles = await gang["title"].title()
             assert [title.rstrip(b"\0 ") for title in titles] == [b"ray::title[0]", b"ray::title[1]"]
+
+    run(main())
+
+
+class Owner(Actor):
+    """Starts a gang, and never ends it."""
+
+    async def start(self) -> int:
+        self.inner = Gang(worker(), name="inner")
+        await self.inner.__aenter__()
+        return os.getpid()
+
+
+@ray.remote(num_cpus=0)
+class PlainOwner:
+    async def start(self) -> int:
+        self.inner = Gang(worker(), name="inner")
+        await self.inner.__aenter__()
+        return os.getpid()
+
+
+@ray.remote(num_cpus=0)
+def own_in_a_task() -> int:
+    async def start() -> None:
+        inner = Gang(worker(), name="inner")
+        await inner.__aenter__()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    asyncio.run(start())
+    return 0
+
+
+@pytest.mark.parametrize("how", ["forgotten", "killed", "plain actor", "task"])
+def test_a_gang_loses_its_placement_group_however_its_owner_ended(how):
+    """Kind: what Ray keeps for as long as the job lasts, though who made it is dead."""
+
+    async def main():
+        if how in ("forgotten", "killed"):
+            async with Gang(Role("owner", Owner, resources=SMALL)) as gang:
+                (pid,) = await gang["owner"].start()
+                if how == "killed":
+                    os.kill(pid, signal.SIGKILL)
+        elif how == "task":
+            with pytest.raises(ray.exceptions.RayError):
+                await own_in_a_task.options(max_retries=0).remote()
+        else:
+            owner = PlainOwner.remote()
+            await owner.start.remote()
+            await asyncio.to_thread(ray.kill, owner)
+        async with asyncio.timeout(10):
+            while live_placement_groups() or actor_processes() or reapers():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)  # neither Ray nor /proc has an event for it
+
+    run(main())
+
+
+def reapers() -> list[str]:
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [each["name"] for each in named if each["namespace"] == "gangline"]
+
+
+def test_nobody_watches_an_owner_that_has_ended_its_gangs():
+    async def main():
+        starter = PlainAsync.remote()
+        for _ in range(2):
+            await starter.start.remote()
+        assert reapers() == []
+        await asyncio.to_thread(ray.kill, starter)
 
     run(main())
