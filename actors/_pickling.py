@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Sequence
     from types import TracebackType
 
-    import numpy as np
-
     from collective.abc import Buffer, Link
     from collective.store import TensorRef
 
@@ -138,10 +136,10 @@ def _dumps(obj: object, what: str, of: object, refs: list[TensorRef]) -> tuple[b
     buffers: list[pickle.PickleBuffer] = []
     _leaving.start(buffers)
     try:
-        entries = _reducers()
-        if not entries:
+        by_table = _by_table or "torch" in sys.modules or "pyarrow" in sys.modules
+        if not by_table:
             data = pickle.dumps(obj, PROTOCOL, buffer_callback=buffers.append)
-        if entries or _IN_BAND in data:
+        if by_table or _IN_BAND in data:
             _leaving.start(buffers)
             refs.clear()
             data = _dumps_arrays(obj, buffers.append)
@@ -226,13 +224,17 @@ class _Lent(threading.local):
 
 _lent = _Lent()
 _table: dict[type, Any] = {}
-_table_of: tuple[int, int, object] = (0, 0, None)
-_IN_BAND = b"_reconstruct"
-"""In every pickle that holds an array's elements itself, as numpy does with arrays that are not contiguous."""
+_table_of = 0
+_by_table = False
+"""Whether an array was met here that numpy pickles in band: the next ones are not pickled twice."""
+_IN_BAND = b"reconstruct"
+"""In every pickle that holds an array's elements itself, as numpy does with arrays that have no flat buffer."""
 
 
 def _dumps_arrays(obj: object, keep: Callable[[pickle.PickleBuffer], Any]) -> bytes:
     """Pickle with all arrays out of band. Costs a microsecond more than `pickle.dumps`."""
+    global _by_table
+    _by_table = True
     file = io.BytesIO()
     pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=keep)
     pickler.dispatch_table = _array_table()
@@ -240,43 +242,23 @@ def _dumps_arrays(obj: object, keep: Callable[[pickle.PickleBuffer], Any]) -> by
     return file.getvalue()
 
 
-def _reducers() -> dict[type, Callable[[Any], Any]]:
-    """Return `collective.tensors.reducers()`, which imports numpy; before torch is imported there are none."""
-    if "torch" not in sys.modules:
-        return {}
-    from collective.tensors import reducers
-
-    return reducers()
-
-
 def _array_table() -> dict[type, Any]:
-    """Return a dispatch table for numpy and the array libraries that are loaded.
-
-    It stands in for `copyreg`'s, so it holds that too; a plain dict, because every pickled object is looked up in it.
-    """
+    """Return `collective.tensors.Reducers`, made anew where copyreg's table has grown; imports numpy."""
     global _table, _table_of
-    entries = _reducers()
-    ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
-    if _table_of != (state := (len(entries), len(copyreg.dispatch_table), ndarray)):
-        _table = copyreg.dispatch_table | {kind: _taking_memory(reduce) for kind, reduce in entries.items()}
-        if ndarray is not None:
-            _table[ndarray] = _reduce_ndarray
-        _table_of = state
+    if _table_of != len(copyreg.dispatch_table):
+        from collective.tensors import Reducers
+
+        _table_of = len(copyreg.dispatch_table)
+        _table = Reducers(of_tensors=_taking_memory)
     return _table
-
-
-def _reduce_ndarray(array: np.ndarray) -> Any:
-    if not (array.flags.forc or array.dtype.hasobject):
-        array = array.copy()
-    return array.__reduce_ex__(PROTOCOL)
 
 
 def _taking_memory(reduce: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def reduce_taking(array: Any) -> Any:
         reduced = reduce(array)
-        if isinstance(reduced, tuple) and len(reduced) == 2 and isinstance(reduced[1][0], pickle.PickleBuffer):
-            rebuild, arguments = reduced
-            return _rebuild_taking, (rebuild, *arguments)
+        if isinstance(reduced, tuple) and reduced[1] and isinstance(reduced[1][0], pickle.PickleBuffer):
+            rebuild, arguments, *rest = reduced
+            return _rebuild_taking, (rebuild, *arguments), *rest
         return reduced
 
     return reduce_taking

@@ -10,12 +10,15 @@ The cupy branches have not been run: no device was at hand where they were writt
 from __future__ import annotations
 
 import ast
+import copyreg
 import importlib
 import sys
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import ml_dtypes
 import numpy as np
+
+from collective import _array_pickling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -309,19 +312,38 @@ def extent(x: Array) -> tuple[int, int]:
     return start + sum(r for r in reach if r < 0), start + sum(r for r in reach if r > 0) + item
 
 
-def reducers() -> dict[type, Callable[[Any], Any]]:
-    """Return the entries that a pickler's dispatch table needs, beside copyreg's, for the libraries loaded here.
+class Reducers(dict[type, "Callable[[Any], Any]"]):
+    """A dispatch table for picklers of protocol 5: copyreg's, and entries for the array libraries that are loaded.
 
-    They pickle a torch tensor in host memory by its bytes, as an out-of-band `pickle.PickleBuffer` (so the pickler must
-    use protocol 5). Unpickling shares the memory of a writable buffer and copies a read-only one; it imports torch.
-    Every other tensor (on a device, sparse, with hooks or attributes of its own) goes as torch pickles it.
+    They pickle numpy arrays and torch tensors in host memory by their bytes, as an out-of-band `pickle.PickleBuffer`,
+    and Arrow arrays without the rest of what they are slices of. So are those of subclasses that add attributes alone;
+    what says itself how it is pickled goes so, and whatever else there is (tensors on a device, sparse or quantized;
+    arrays of objects) as its library pickles it. An array comes back read-only where its buffer is; a tensor copies
+    a read-only buffer and shares a writable one.
+
+    :param of_tensors: given how tensors of a class are reduced, returns how they are instead.
     """
-    torch = _loaded("torch")
-    if torch is None:
-        return {}
-    from collective import _torch_pickling
 
-    return _torch_pickling.REDUCERS
+    def __init__(self, of_tensors: Callable[[Callable[[Any], Any]], Callable[[Any], Any]] | None = None) -> None:
+        super().__init__(copyreg.dispatch_table)
+        self._of_tensors = of_tensors
+
+    def __missing__(self, kind: type) -> Callable[[Any], Any]:
+        found = _array_pickling.reducer(kind)
+        if found is None and _loaded("torch") is not None:
+            from collective import _torch_pickling
+
+            found = _torch_pickling.reducer(kind)
+            if found is not None and self._of_tensors is not None:
+                found = self._of_tensors(found)
+        if found is None and _loaded("pyarrow") is not None:
+            from collective import _arrow_pickling
+
+            found = _arrow_pickling.reducer(kind)
+        if found is None:
+            raise KeyError(kind)
+        self[kind] = found
+        return found
 
 
 def _loaded(library: str) -> Any:

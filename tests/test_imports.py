@@ -30,7 +30,7 @@ LAYERS = {
         {"_by_value", "_integers", "_cuts", "_grids", "_boxes", "_rings", "_tallies", "_relays", "_reductions"}
         | {"_pairs", "_moving", "_summing", "_routes", "_plots", "layouts", "planning"},
         # Public, and below the private folders.
-        {"tensors", "_torch_pickling", "reductions", "work", "scopes", "freight"},
+        {"tensors", "_array_pickling", "_arrow_pickling", "_torch_pickling", "reductions", "work", "scopes", "freight"},
         {"_core", "_backends", "_links", "_rows", "_store"},
     ],
     "scheduling": [{"types", "errors"}, {"abc"}],
@@ -45,7 +45,7 @@ LIBRARIES = {
     "ray": ("*/_ray*.py",),
     "torch": ("collective/_backends/*.py", "collective/tensors.py", "collective/_torch*.py", "collective/testing/*.py"),
     "cupy": ("collective/_backends/*.py", "collective/tensors.py"),
-    "pyarrow": ("collective/_rows/arrow.py",),
+    "pyarrow": ("collective/_rows/arrow.py", "collective/_arrow_pickling.py"),
 }
 """Each library that is kept at the edge, and the modules that are its edge."""
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copyreg
 import io
 import pickle
 import subprocess
 import sys
-from collections import ChainMap
 from typing import Any
 
 import ml_dtypes
@@ -84,7 +82,7 @@ name = tensors.dtype_name(x)
 assert tensors.kind_of(x) == "numpy" and tensors.device_of(x) == "cpu" and tensors.is_writable(x)
 tensors.fill(x, tensors.to_host(tensors.from_host(x.copy(), "numpy", "cpu", dtype=name)))
 assert tensors.empty("numpy", (2,), name).shape == (2,)
-assert tensors.may_overlap(x, x[0]) and not tensors.same_memory(x, x[0]) and tensors.reducers() == {}
+assert tensors.may_overlap(x, x[0]) and not tensors.same_memory(x, x[0]) and type not in tensors.Reducers()
 try:
     tensors.kind_of([1])
 except TypeError:
@@ -270,7 +268,7 @@ def dump(value: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
     buffers: list[pickle.PickleBuffer] = []
     out = io.BytesIO()
     pickler = pickle.Pickler(out, protocol=5, buffer_callback=buffers.append)
-    pickler.dispatch_table = ChainMap(tensors.reducers(), copyreg.dispatch_table)  # type: ignore[assignment]
+    pickler.dispatch_table = tensors.Reducers()
     pickler.dump(value)
     return out.getvalue(), buffers
 
@@ -323,7 +321,7 @@ def test_misaligned_buffers_are_copied() -> None:
 def test_pickling_without_out_of_band_buffers() -> None:
     out = io.BytesIO()
     pickler = pickle.Pickler(out, protocol=5)
-    pickler.dispatch_table = ChainMap(tensors.reducers(), copyreg.dispatch_table)  # type: ignore[assignment]
+    pickler.dispatch_table = tensors.Reducers()
     pickler.dump(torch.arange(5))
     loaded = pickle.loads(out.getvalue())
     loaded += 1
