@@ -19,7 +19,15 @@ from actors._context import current
 from actors._pickling import Beside, dumps, loads, loads_error
 from actors.errors import ActorClosed, NotReady, RemoteCancelled
 from collective.abc import LARGE
-from collective.errors import HandshakeError, LinkClosed, LinkError, PeerLost, PortRefused, WouldBlock
+from collective.errors import (
+    HandshakeError,
+    LinkClosed,
+    LinkError,
+    OutOfResources,
+    PeerLost,
+    PortRefused,
+    WouldBlock,
+)
 from collective.freight import Freight
 from collective.links import loop_endpoint
 
@@ -120,7 +128,7 @@ class Call:
                 self.take(must=True)
                 self.sent = True
                 await channel.send(self._header, (*self._aside, *self._beside))
-        except LinkError as error:
+        except Exception as error:  # whatever it is, who waits for the reply must not wait for ever
             self._lost()
             connection.end_call(self, error)
         except asyncio.CancelledError as cancelled:
@@ -275,6 +283,10 @@ class Connection:
     def translate(self, error: Exception, method: str) -> Exception:
         """Turn the end of a link or channel into what it means for a call."""
         target = self.target
+        if isinstance(error, OutOfResources):
+            return OutOfResources(error.resource, error.who, f"{error.doing}, for {target}.{method}()")
+        if not isinstance(error, LinkError):
+            return error
         link_lives = self.link is not None and not self.link.closed
         translated: Exception
         if isinstance(error, HandshakeError):

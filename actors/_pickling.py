@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copyreg
 import io
+import os
 import pickle
 import sys
 import threading
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from actors.errors import NotPicklable, RemoteError, RemoteTraceback
 from collective import freight
+from collective.errors import OutOfResources
 from collective.links import private, snapshot
 
 if TYPE_CHECKING:
@@ -183,8 +185,11 @@ def loads(data: Buffer, buffers: Sequence[memoryview], what: str, of: object = N
         raise _not_picklable(what, of, error) from error
 
 
-def _not_picklable(what: str, of: object, error: Exception) -> NotPicklable:
-    return NotPicklable(what if of is None else f"{what} of {of}", f"{type(error).__name__}: {error}")
+def _not_picklable(what: str, of: object, error: Exception) -> Exception:
+    name = what if of is None else f"{what} of {of}"
+    # Where a module has to be imported, its file cannot be opened; that says nothing of the object.
+    exhausted = OutOfResources.of(error, f"this process ({os.getpid()})", f"take apart or put together {name}")
+    return exhausted or NotPicklable(name, f"{type(error).__name__}: {error}")
 
 
 def dumps_error(error: BaseException, own_modules: Container[str]) -> tuple[str, str, str, bytes | None]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import enum
 import inspect
+import pickle
 from collections.abc import AsyncGenerator
 from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actors import _protocol as protocol
 from actors._interface import Kind
-from actors._pickling import Beside, dumps, dumps_error, loads
+from actors._pickling import PROTOCOL, Beside, dumps, dumps_error, loads
 from actors._threads import Job
 from actors.errors import ActorClosed, RemoteCancelled
 from collective.errors import LinkError
@@ -231,7 +232,8 @@ class Running:
         return protocol.CANCELLED, *dumps(broken, "names of groups")
 
     def _error(self, error: BaseException, broken: Sequence[str]) -> tuple[int, bytes, Sequence[Buffer]]:
-        return protocol.ERROR, *dumps((dumps_error(error, OWN_MODULES), list(broken)), f"the error of {self.where}")
+        # Nothing of a user's is in it, and no module is imported for it: this must not fail as what it tells of did.
+        return protocol.ERROR, pickle.dumps((dumps_error(error, OWN_MODULES), list(broken)), PROTOCOL), ()
 
     async def _reply(self, kind: int, data: bytes, beside: Sequence[Buffer]) -> None:
         header, aside, shipment = self._pack(kind, self.number, data, beside)

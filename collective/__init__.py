@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         LinkBroken,
         LinkClosed,
         LinkError,
+        OutOfResources,
         PeerLost,
         PortRefused,
         ProducerFailed,
@@ -72,6 +73,7 @@ __all__ = [
     "LinkClosed",
     "LinkError",
     "Member",
+    "OutOfResources",
     "Partial",
     "PeerLost",
     "Plan",
@@ -102,7 +104,7 @@ __all__ = [
 _HOMES = {
     "collective.errors": (
         "BackendError CollectiveError CollectiveMismatch CollectiveTimeout ConsumerLeft GroupBroken GroupClosed "
-        "GroupError HandshakeError LinkBroken LinkClosed LinkError PeerLost "
+        "GroupError HandshakeError LinkBroken LinkClosed LinkError OutOfResources PeerLost "
         "PortRefused ProducerFailed RefLost RowStreamError RowsLeftOver RowsMismatch StoreError StoreFull StreamClosed "
         "WouldBlock WrongThread"
     ),

@@ -6,6 +6,7 @@
      |   |- LinkBroken              the other end, or what lies between, broke it
      |   |- HandshakeError          the other end could not prove who it is, or speaks another version
      |   `- PortRefused             the other end serves no such port to us
+     |- OutOfResources (OSError)    a process has no descriptors, memory or threads left
      |- WouldBlock                  a *_nowait call found no credit
      |- GroupError
      |   |- GroupClosed             used after aclose()
@@ -31,7 +32,8 @@ Bad arguments are ValueError or TypeError, as everywhere in Python.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import errno
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +64,53 @@ class HandshakeError(LinkError):
 
 class PortRefused(LinkError):
     """The other end does not serve this port, or not to this credential."""
+
+
+class OutOfResources(CollectiveError, OSError):
+    """A process has no file descriptors, no memory or no threads left for what it was asked to do.
+
+    Nobody is lost, and nothing has ended but the call that raised this: it passes when there are some again.
+
+    :ivar resource: "file descriptors", "memory" or "threads".
+    :ivar who: whose process.
+    :ivar doing: what they were wanted for.
+    """
+
+    def __init__(self, resource: str, who: str, doing: str) -> None:
+        super().__init__(f"{who} has no {resource} left to {doing}; {_REMEDIES[resource]}, then try again")
+        self.resource = resource
+        self.who = who
+        self.doing = doing
+
+    @property
+    def errno(self) -> int:  # type: ignore[override]  # OSError's own does not survive pickling.
+        """What the system says in such a case: EMFILE, ENOMEM or EAGAIN."""
+        return {"file descriptors": errno.EMFILE, "memory": errno.ENOMEM}.get(self.resource, errno.EAGAIN)
+
+    @staticmethod
+    def of(error: BaseException, who: str, doing: str) -> OutOfResources | None:
+        """Return what an error of the system means, where it means this."""
+        resource = None
+        if isinstance(error, OSError):
+            resource = _SHORTAGES.get(error.errno or 0)
+        elif isinstance(error, MemoryError):
+            resource = "memory"
+        elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            resource = "threads"
+        return None if resource is None else OutOfResources(resource, who, doing)
+
+
+_SHORTAGES: Final = {
+    errno.EMFILE: "file descriptors",
+    errno.ENFILE: "file descriptors",
+    errno.ENOMEM: "memory",
+    errno.ENOBUFS: "memory",
+}
+_REMEDIES: Final = {
+    "file descriptors": "raise its limit (`ulimit -n`) or have it hold fewer",
+    "memory": "free some, or raise its limit (`ulimit -v`, vm.max_map_count, the container's)",
+    "threads": "raise its limit (`ulimit -u`, the container's pids.max) or have it hold fewer",
+}
 
 
 class WouldBlock(CollectiveError):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import distributed
 
+from collective import _torch_pickling  # noqa: F401  # with torch, not when there may be no descriptor to read it
 from collective.errors import BackendError
 
 if TYPE_CHECKING:

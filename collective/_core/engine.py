@@ -84,6 +84,7 @@ class Engine:
         self.fabric.on_data = self._hearing.take_data
         self.fabric.on_lost = self.lose
         self.fabric.on_own_end = self.abandon
+        self.fabric.on_exhausted = lambda reason: self.faults.break_everywhere(f"on {self.me} {reason}")
         self.faults = Faults(self)
         self.resets = Resets(self)
         self.watchdog = Watchdog(self)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from collective.abc import LARGE
-from collective.errors import CollectiveError, LinkClosed, WouldBlock
+from collective.errors import CollectiveError, LinkClosed, OutOfResources, WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _ROOM = LARGE - 1024
 """Bytes of buffers that fit beside a header in one `send_nowait`."""
+_PAUSE = 0.25
+"""Seconds until a link is tried again for which there were no descriptors."""
 _WINDOW = 128 << 20
 """Bytes of credit between two members: more than the budgets of their mailboxes, which bound what is under way."""
 _RANK = struct.Struct("<I")
@@ -44,7 +46,8 @@ class Fabric:
     """Posts to and hears from the other members by rank; links open on first use.
 
     Posts to one peer arrive in order. `on_message(rank, message, buffers)`, `on_data(rank, ticket, channel)`,
-    `on_lost(rank, cause)` and `on_own_end()`, when this member's own endpoint has closed, run on the loop.
+    `on_lost(rank, cause)`, `on_own_end()`, when this member's own endpoint has closed, and `on_exhausted(reason)`, when
+    a link could not be opened for want of descriptors, and is tried again, run on the loop.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Fabric:
         self.on_data: Callable[[int, Any, Channel], None]
         self.on_lost: Callable[[int, str], None]
         self.on_own_end: Callable[[], None]
+        self.on_exhausted: Callable[[str], None]
 
     def serve(self) -> None:
         """Take what the others send from now on, what has waited included."""
@@ -171,6 +175,15 @@ class Fabric:
         self._watch(rank, link)
         return link
 
+    async def _link_at_last(self, rank: int) -> Link:
+        """Open the link to a peer, when there are descriptors for it: what was posted to it must not be dropped."""
+        while True:
+            try:
+                return await self._link(rank)
+            except OutOfResources as error:
+                self.on_exhausted(str(error))
+                await asyncio.sleep(_PAUSE)
+
     def _watch(self, rank: int, link: Link) -> None:
         if (rank, link) not in self._watched:
             self._watched.add((rank, link))
@@ -179,7 +192,7 @@ class Fabric:
     async def _drain(self, rank: int, outbox: _Outbox) -> None:
         try:
             if outbox.channel is None:
-                link = await self._link(rank)
+                link = await self._link_at_last(rank)
                 outbox.channel = link.open(self._port, _RANK.pack(self._rank), window=_WINDOW)
             while outbox.queue:
                 header, buffers = outbox.queue.popleft()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from collective._core import rollcall, tree
 from collective._core.pipeline import LIBRARY_GRACE
 from collective._core.rollcall import RollCall
-from collective.errors import CollectiveTimeout, GroupBroken, LinkClosed, PeerLost
+from collective.errors import CollectiveTimeout, GroupBroken, LinkClosed, OutOfResources, PeerLost
 from collective.scopes import Ending
 
 if TYPE_CHECKING:
@@ -160,6 +160,8 @@ class Faults:
             return
         if isinstance(error, LinkClosed):
             self._engine.abandon()  # it is this member's own endpoint that has ended, and nobody else is lost
+        elif isinstance(error, OutOfResources):
+            self.break_everywhere(f"on {self._engine.me} {error}")
         else:
             self.lose(rank, str(error))
 

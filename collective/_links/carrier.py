@@ -55,6 +55,8 @@ class Carrier(ABC):
     kind: ClassVar[str]
     where: str
     """Names the other end in errors, for example "unix socket /tmp/x/s"."""
+    last: bool = False
+    """Whether it was accepted with the last descriptor, only to be told so."""
     sharing: Sharing | None = None
     """How large buffers are read in place, where the two ends share memory."""
 

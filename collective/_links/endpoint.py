@@ -8,6 +8,10 @@ dial is decided, and then points to the link that came of it. So whoever is told
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import random
+import resource
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
@@ -17,7 +21,7 @@ from collective._links.kinds import KINDS, make_kind
 from collective._links.mux import Mux
 from collective._links.ports import Ports
 from collective.abc import Channel, Endpoint, Link
-from collective.errors import LinkBroken, LinkClosed, LinkError
+from collective.errors import LinkBroken, LinkClosed, LinkError, OutOfResources
 from collective.types import Address, Credential
 
 if TYPE_CHECKING:
@@ -26,9 +30,17 @@ if TYPE_CHECKING:
     from collective._links.carrier import Carrier, Kind
 
 _MOST_HANDSHAKES = 2048
-"""Dialers that may be busy proving themselves: a gang of a thousand may dial one of its own at once. Beyond that the
-oldest goes: honest ones are done in milliseconds."""
-_ATTEMPTS = 4
+"""Dialers that may be busy proving themselves: a gang of a thousand may dial one of its own at once. Beyond that, or a
+fourth of the descriptors that this process may have, the oldest goes; an honest one comes again."""
+_LAST_SECONDS = 1.0
+"""What a dialer gets that is only to be told that there are no descriptors left."""
+_ATTEMPTS = 6
+_PAUSE = 0.05
+"""Seconds before the second attempt, at most; twice that before the third, and so on."""
+_NOTICE = 5.0
+"""Seconds after which it is said in the log who does not answer a dial. That alone is no reason to give it up."""
+
+_logger = logging.getLogger("collective")
 
 _Key: TypeAlias = tuple[str, Credential]
 """Endpoint and credential: what there is one link for."""
@@ -58,8 +70,11 @@ class LinkEndpoint(Endpoint):
             for name in KINDS:
                 if name in kinds:
                     self._address = self._kinds[name].listen(self._accept, self._address)
-        except BaseException:
+        except BaseException as error:
             self.abort()
+            exhausted = OutOfResources.of(error, f"this process ({os.getpid()})", "listen for links")
+            if exhausted is not None:
+                raise exhausted from error
             raise
 
     # Endpoint.
@@ -138,9 +153,24 @@ class LinkEndpoint(Endpoint):
     # Dialing.
 
     async def _dial(self, address: Address, credential: Credential) -> Mux:
+        """Dial until there is a link, or cannot be one; who is not answered for minutes gives up.
+
+        The other end's process may be busy, and while it lives that is no loss: shorter deadlines are the caller's.
+        """
+        notice = self._loop.call_later(_NOTICE, _say_who_is_awaited, address)
+        try:
+            return await self._dial_on(address, credential)
+        finally:
+            notice.cancel()
+
+    async def _dial_on(self, address: Address, credential: Credential) -> Mux:
         key = (address.endpoint, credential)
         replaces = NO_LINK
-        for _ in range(_ATTEMPTS):
+        failure: LinkBroken | None = None
+        for attempt in range(_ATTEMPTS):
+            if failure is not None:
+                await asyncio.sleep(random.uniform(0, _PAUSE * 2 ** (attempt - 1)))
+            failure = None
             carrier = await self._carrier_to(address)
             try:
                 async with asyncio.timeout(handshake.SECONDS):
@@ -157,12 +187,13 @@ class LinkEndpoint(Endpoint):
                     return mux
             except TimeoutError:
                 carrier.close()
-                raise LinkBroken(
-                    f"endpoint {address.endpoint} ({carrier.where}) did not answer within {handshake.SECONDS:g} s"
-                ) from None
+                failure = LinkBroken(f"{carrier.where} did not answer within {handshake.SECONDS:g} s")
+                continue
             except LinkBroken as error:
+                # It had too many dialers at once, or this one was too slow. If it has died, nothing listens any more.
                 carrier.close()
-                raise LinkBroken(f"cannot connect to endpoint {address.endpoint}: {error}") from error
+                failure = error
+                continue
             except BaseException:
                 carrier.close()
                 raise
@@ -172,6 +203,8 @@ class LinkEndpoint(Endpoint):
                 return existing
             # It holds on to a link that has ended here, and has not heard of that yet.
             replaces = verdict.number
+        if failure is not None:
+            raise LinkBroken(f"cannot connect to endpoint {address.endpoint}: {failure}") from failure
         raise LinkBroken(f"endpoint {address.endpoint} keeps pointing to a link that has ended")
 
     async def _carrier_to(self, address: Address) -> Carrier:
@@ -180,10 +213,7 @@ class LinkEndpoint(Endpoint):
             if not kind.reaches(address):
                 continue
             try:
-                async with asyncio.timeout(handshake.SECONDS):
-                    return await kind.dial(address)
-            except TimeoutError:
-                failures.append(f"{kind.name}: no connection within {handshake.SECONDS:g} s")
+                return await kind.dial(address)
             except LinkBroken as error:
                 failures.append(str(error))
         why = "; ".join(failures) or "it listens on nothing that can be reached from here"
@@ -195,7 +225,7 @@ class LinkEndpoint(Endpoint):
         if self._closed:
             carrier.close()
             return
-        if len(self._handshakes) >= _MOST_HANDSHAKES:
+        if len(self._handshakes) >= _most_handshakes():
             oldest = next(iter(self._handshakes))
             oldest.cancel()
             self._handshakes.pop(oldest).close()
@@ -221,7 +251,7 @@ class LinkEndpoint(Endpoint):
             return Verdict(ACCEPTED, mux.number)
 
         try:
-            async with asyncio.timeout(handshake.SECONDS):
+            async with asyncio.timeout(_LAST_SECONDS if carrier.last else handshake.SECONDS):
                 await handshake.accept(carrier, own=self._address.endpoint, find=self._ports.granted, decide=decide)
         except (LinkError, TimeoutError) as error:
             # Whoever that was has been told what it may know, and its socket is all that it cost.
@@ -278,6 +308,19 @@ class LinkEndpoint(Endpoint):
             if older is not None:
                 older.end(LinkBroken(f"a newer link to endpoint {endpoint} has replaced this one"))
         return mux
+
+
+def _most_handshakes() -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_HANDSHAKES if limit < 0 else min(_MOST_HANDSHAKES, max(1, limit // 4))  # Below 0: there is none.
+
+
+def _say_who_is_awaited(address: Address) -> None:
+    _logger.warning(
+        "still waiting for endpoint %s (%s) to answer a dial: its process may be busy, or its machine",
+        address.endpoint,
+        address.shm or address.unix or address.tcp or "in this process",
+    )
 
 
 class _Dial:

@@ -19,7 +19,7 @@ import secrets
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from collective.errors import HandshakeError
+from collective.errors import HandshakeError, OutOfResources
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from collective.types import Credential
 
 VERSION = 1
-SECONDS = 5.0
-"""What either end gives the other for all of it."""
+SECONDS = 60.0
+"""What either end gives the other for all of it, and a dialer several times. On a machine with far more to run than
+processors each step may take seconds; how much strangers can hold meanwhile is bounded by their number (`endpoint`)."""
 
 NAME = 128
 """Most bytes of a credential's name."""
@@ -45,7 +46,7 @@ _HELLO = struct.Struct(f"<8sH{_NONCE}s{IDENTITY}s{IDENTITY}s{NAME}s{NUMBER}s")
 _CHALLENGE = struct.Struct(f"<8sHB{_NONCE}s{IDENTITY}s")
 _VERDICT = struct.Struct(f"<B{NUMBER}s32s")
 
-_GO_ON, _OTHER_VERSION, _OTHER_ENDPOINT = range(3)
+_GO_ON, _OTHER_VERSION, _OTHER_ENDPOINT, _EXHAUSTED = range(4)
 ACCEPTED, EXISTS, _DENIED = range(3)
 
 
@@ -83,7 +84,7 @@ async def dial(carrier: Carrier, *, own: str, wanted: str, credential: Credentia
 
     Raises:
         HandshakeError: it is another endpoint, has another key, or speaks another version.
-        LinkBroken: the connection ended.
+        OutOfResources: the other end has no descriptors for another link. LinkBroken: the connection ended.
     """
     hello = _HELLO.pack(
         _MAGIC,
@@ -101,6 +102,8 @@ async def dial(carrier: Carrier, *, own: str, wanted: str, credential: Credentia
         raise HandshakeError(f"{carrier.where} is no endpoint of this library")
     if version != VERSION or status == _OTHER_VERSION:
         raise HandshakeError(f"{carrier.where} speaks version {version} of the protocol, this end {VERSION}")
+    if status == _EXHAUSTED:
+        raise OutOfResources("file descriptors", f"the process at the other end of {carrier.where}", "take a link")
     if identity.rstrip(b"\0") != wanted.encode() or status != _GO_ON:
         there = identity.rstrip(b"\0").decode("ascii", "replace")
         raise HandshakeError(f"{carrier.where} is endpoint {there!r}, not {wanted!r}")
@@ -142,10 +145,12 @@ async def accept(
         status = _OTHER_VERSION
     elif wanted.rstrip(b"\0") != own.encode():
         status = _OTHER_ENDPOINT
+    elif carrier.last:
+        status = _EXHAUSTED
     challenge = _CHALLENGE.pack(_MAGIC, VERSION, status, os.urandom(_NONCE), own.encode())
     carrier.put(challenge)
     if status != _GO_ON:
-        raise HandshakeError(f"{carrier.where} wants another endpoint or version")
+        raise HandshakeError(f"{carrier.where} wants another endpoint or version, or more than this end has")
     proof = await carrier.take(hashlib.sha256().digest_size)
     try:
         credential = find(name.rstrip(b"\0").decode())

@@ -8,6 +8,8 @@ import struct
 _BUFFER = 256 << 10
 """Bytes asked for the kernel's buffers: enough to stay busy, little enough for a small frame not to wait long."""
 
+_SYN_RETRIES = 4
+"""A host that does not answer a dial is given up after half a minute; its kernel answers, however busy it is."""
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3))
 """An idle host is asked after 1 s, then every second, and given up after 3 questions."""
 
@@ -30,6 +32,11 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def tune_dial(sock: socket.socket) -> None:
+    """Set the options of a TCP socket that is to connect."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, _SYN_RETRIES)
 
 
 def unanswered(sock: socket.socket) -> bool:

@@ -6,9 +6,9 @@ import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from collective._links.listening import BACKLOG, LocalKind, SocketKind
-from collective._links.stream import StreamCarrier, cause_of
-from collective.errors import LinkBroken
+from collective._links.listening import BACKLOG, LocalKind, SocketKind, dial_error, new_socket
+from collective._links.options import tune_dial
+from collective._links.stream import StreamCarrier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,14 +58,15 @@ class TcpKind(SocketKind):
         assert address.tcp is not None
         host, port = address.tcp
         where = f"tcp {host}:{port}"
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        sock = new_socket(socket.AF_INET6 if ":" in host else socket.AF_INET, where)
         try:
             sock.setblocking(False)
+            tune_dial(sock)
             await self._loop.sock_connect(sock, (host, port))
             return StreamCarrier(sock, where)
         except OSError as error:
             sock.close()
-            raise LinkBroken(f"{where}: {cause_of(error)}") from error
+            raise dial_error(error, where) from error
         except BaseException:
             sock.close()
             raise

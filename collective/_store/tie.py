@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,9 @@ from collective._store import wire
 from collective._store.sources import Found, Source, tables
 from collective._store.wire import ENTRY, HEAD
 from collective.abc import Message
-from collective.errors import LinkError, RefLost
+from collective.errors import LinkError, OutOfResources, RefLost
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from collective._store.holding import Holder
@@ -23,6 +23,8 @@ _EASE = 0.004
 """Seconds that the owner of an entry may wait to hear what nobody waits for: of several hops at once, and of a ref that
 came and went only that."""
 _MOST_UNSAID = 256
+_PAUSE = 0.25
+"""Seconds until connecting is tried again for which there were no descriptors."""
 
 
 class Tie(Source):
@@ -40,9 +42,13 @@ class Tie(Source):
         self._soon = False
         self._channel: Channel | None = None
         self._cause = ""
+        self._attempt: asyncio.Future[None] = self.loop.create_future()
+        """Done when connecting has been tried once more."""
         self._opening = self.loop.create_task(self._open(), name=f"connecting to the store of {where.owner}")
 
     async def fetch(self, entry: bytes, keys: tuple[Any, ...] | None, ref: str) -> Found:
+        if self._channel is None and not self._cause:
+            await asyncio.shield(self._attempt)
         if self._cause:
             raise RefLost(ref, self.where.owner, self._cause)
         number = next(self._numbers)
@@ -73,12 +79,19 @@ class Tie(Source):
         self._say(ENTRY.pack(wire.LEASE, entry) + wire.SECONDS.pack(seconds))
 
     async def _open(self) -> None:
-        try:
-            link = await self.holder.endpoint.connect(self.where.address, self.where.credential)
-            self._channel = link.open(self.where.port, self.holder.name.encode())
-        except LinkError as error:
-            self._end(error)
-            return
+        while self._channel is None:
+            try:
+                link = await self.holder.endpoint.connect(self.where.address, self.where.credential)
+                self._channel = link.open(self.where.port, self.holder.name.encode())
+            except OutOfResources as error:
+                attempt, self._attempt = self._attempt, self.loop.create_future()
+                attempt.set_exception(error)
+                attempt.exception()  # Whoever fetches raises it, if anybody does.
+                await asyncio.sleep(_PAUSE)
+            except LinkError as error:
+                self._end(error)
+                return
+        self._attempt.set_result(None)
         self._channel.subscribe(self._on_message, self._end)
         link.on_close(self._end)
         self._tell()
@@ -148,6 +161,8 @@ class Tie(Source):
         if self._cause:
             return
         self._cause = f"its owner cannot be reached any more ({error})"
+        if not self._attempt.done():
+            self._attempt.set_result(None)
         self._unsaid.clear()
         self._unsaid_holds.clear()
         if self._timer is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -83,3 +84,16 @@ class Stopwatch:
 
     def __float__(self) -> float:
         return time.monotonic() - self._start
+
+
+@contextmanager
+def starved() -> Iterator[None]:
+    """Leave this process no descriptor that it could open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import pickle
+import resource
 import socket
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 from link_harness import KEY, channel_between, endpoint, pair, run, turns, until
@@ -14,13 +18,14 @@ from collective._links import endpoint as endpoint_module
 from collective._links import handshake
 from collective._links.handshake import NO_LINK, Hello, Verdict
 from collective._links.memory import MemoryCarrier
-from collective.errors import HandshakeError, LinkBroken, LinkError
+from collective.errors import HandshakeError, LinkBroken, LinkError, OutOfResources
 from collective.links import open_endpoint
 from collective.types import Address, Credential
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from collective._links.carrier import Carrier
     from collective.abc import Endpoint
 
 SECRET = b"very secret key of 32 bytes.... "
@@ -276,8 +281,6 @@ def test_a_flood_of_strangers_does_not_keep_others_out(socket_kind: str, monkeyp
 
 
 def test_an_endpoint_out_of_descriptors_goes_on_when_it_has_some(socket_kind: str) -> None:
-    import resource
-
     async def main() -> None:
         async with await endpoint(socket_kind) as there, await endpoint(socket_kind) as here:
             await here.connect(there.address, KEY)
@@ -317,3 +320,93 @@ def test_an_acceptor_that_goes_in_the_middle_is_told_as_such(kind: str) -> None:
         assert all(text.startswith("cannot connect to endpoint THERE") for text in told)
 
     run(main)
+
+
+# The kind: a shortage is an error that names it, at the call. Nobody waits for ever, and it passes.
+
+
+def test_a_dialer_is_told_that_the_acceptor_has_no_descriptors_left(socket_kind: str) -> None:
+    async def main() -> None:
+        async with await endpoint(socket_kind) as there, await endpoint(socket_kind) as here:
+            (kind,) = (kind for kind in there._kinds.values() if kind._socket is not None)  # type: ignore[attr-defined]
+            genuine = kind._socket
+            kind._socket = Mock(wraps=genuine)
+            errors = [OSError(errno.EMFILE, "Too many open files")]
+            kind._socket.accept.side_effect = lambda: genuine.accept() if not errors else raise_(errors.pop())
+            with pytest.raises(OutOfResources, match=r"at the other end of .* has no file descriptors left"):
+                await here.connect(there.address, KEY)
+            await still_works(here, there)
+            kind._socket = genuine
+
+    run(main)
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(("number", "what"), [(errno.EMFILE, "file descriptors"), (errno.ENOBUFS, "memory")])
+def test_a_dialer_without_resources_says_which(socket_kind: str, number: int, what: str) -> None:
+    async def main() -> None:
+        async with await endpoint(socket_kind) as there, await endpoint(socket_kind) as here:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(socket, "socket", lambda *_: raise_(OSError(number, "none left")))
+                with pytest.raises(OutOfResources, match=rf"this process \(\d+\) has no {what} left") as raised:
+                    await here.connect(there.address, KEY)
+            assert (raised.value.resource, isinstance(raised.value, OSError)) == (what, True)
+            copied = pickle.loads(pickle.dumps(raised.value))
+            assert (str(copied), copied.errno) == (str(raised.value), raised.value.errno)
+            await still_works(here, there)
+
+    run(main)
+
+
+# The kind: no short deadline decides. A busy process answers late, and is not lost.
+
+
+def test_an_acceptor_that_is_busy_is_waited_for(
+    socket_kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It answers none of the first attempts in time."""
+    monkeypatch.setattr(handshake, "SECONDS", 0.1)
+    monkeypatch.setattr(endpoint_module, "_NOTICE", 0.01)
+
+    async def main() -> None:
+        async with await endpoint(socket_kind) as there, await endpoint(socket_kind) as here:
+            (kind,) = (kind for kind in there._kinds.values() if kind._socket is not None)  # type: ignore[attr-defined]
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(kind._socket.fileno())
+            loop.call_later(0.25, kind._resume)
+            await still_works(here, there)
+
+    run(main)
+    assert "still waiting for endpoint" in caplog.text
+
+
+def test_a_dialer_that_was_turned_away_unheard_comes_again(socket_kind: str) -> None:
+    """As where an acceptor had more dialers than it keeps, and let the oldest go."""
+
+    async def main() -> None:
+        async with await endpoint(socket_kind) as there, await endpoint(socket_kind) as here:
+            genuine, turned = there._accept, []  # type: ignore[attr-defined]
+
+            def accept(carrier: Carrier) -> None:
+                if len(turned) < 2:
+                    turned.append(carrier)
+                    carrier.close()
+                else:
+                    genuine(carrier)
+
+            (kind,) = (kind for kind in there._kinds.values() if kind._socket is not None)  # type: ignore[attr-defined]
+            kind._accept = accept
+            await still_works(here, there)
+            assert len(turned) == 2
+
+    run(main)
+
+
+def test_strangers_take_no_more_than_a_fourth_of_the_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 1000))
+    assert endpoint_module._most_handshakes() == 25
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert endpoint_module._most_handshakes() == endpoint_module._MOST_HANDSHAKES
