@@ -192,6 +192,10 @@ class Endpoint(ABC):
         """
 
     @abstractmethod
+    def revoke(self, credential: Credential) -> None:
+        """Take back a grant: no more links with it are accepted, and those there are open no more ports. Idempotent."""
+
+    @abstractmethod
     def serve(self, port: str, on_channel: Callable[[Channel], None]) -> None:
         """Hand channels opened to `port` to `on_channel`, those that already wait included.
 

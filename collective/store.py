@@ -132,6 +132,7 @@ class TensorStore:
         if not self._closed:
             self._closed = True
             self._endpoint.unserve(self._where.port)
+            self._endpoint.revoke(self._where.credential)
             self._books.close()
             self._room.close(RefLost("a put", self._where.owner, "its store was closed"))
             self._blocks.close()

@@ -88,6 +88,9 @@ class LinkEndpoint(Endpoint):
             raise TypeError(f"ports is a sequence of prefixes, not one string {ports!r}")
         self._ports.grant(credential, tuple(ports))
 
+    def revoke(self, credential: Credential) -> None:
+        self._ports.revoke(credential)
+
     def serve(self, port: str, on_channel: Callable[[Channel], None]) -> None:
         self._ports.serve(port, on_channel)
 

@@ -33,6 +33,11 @@ class Ports:
         """Let who proves `credential` open ports that begin so."""
         self._grants[credential.name] = (credential, prefixes)
 
+    def revoke(self, credential: Credential) -> None:
+        """Forget a grant, where it is not of another key by now."""
+        if self.granted(credential.name) == credential:
+            del self._grants[credential.name]
+
     def granted(self, name: str) -> Credential | None:
         """Return the credential of that name."""
         grant = self._grants.get(name)

@@ -63,8 +63,12 @@ class Holder:
         self._sources: dict[str, Source] = {}
 
     def attach(self, source: Source) -> None:
-        """Take the endpoint's own store."""
+        """Take a store of the endpoint's own."""
         self._sources[source.where.uid] = source
+
+    def detach(self, source: Source) -> None:
+        """Forget the endpoint's own store, which is closed; refs that are there keep it."""
+        self._sources.pop(source.where.uid, None)
 
     def source(self, where: Where) -> Source:
         """Return a store as this endpoint sees it."""

@@ -212,6 +212,7 @@ class Books:
             session.end()
         for entry in list(self.entries.values()):
             self._forget(entry)
+        self.holder.detach(self.own)
 
     def _taken(self, sender: bytes, number: int) -> None:
         """Tell the sender of a ref that its receiver holds it now."""

@@ -9,7 +9,7 @@ import pytest
 from link_harness import KEY, pair, run, turns, until
 
 from collective._links.ports import MOST_WAITING
-from collective.errors import LinkBroken, PortRefused
+from collective.errors import HandshakeError, LinkBroken, PortRefused
 from collective.links import open_endpoint
 from collective.types import Credential
 
@@ -38,6 +38,24 @@ def test_a_credential_opens_the_ports_that_it_was_granted(kind: str) -> None:
                 await link.open("calls").receive()
             link.open("secret")
             await until(lambda: served[-1] == "secret")
+
+    run(main)
+
+
+def test_what_was_granted_can_be_taken_back(kind: str) -> None:
+    async def main() -> None:
+        async with pair(kind) as both:
+            both.there.serve("port", lambda channel: channel.close())
+            both.there.revoke(Credential(KEY.name, b"another"))
+            with pytest.raises(LinkBroken):
+                await both.link.open("port").receive()
+            both.there.revoke(KEY)
+            both.there.revoke(KEY)
+            with pytest.raises(PortRefused, match="not granted to credential 'gang'"):
+                await both.link.open("port").receive()
+            async with await open_endpoint(kinds=(kind,)) as third:
+                with pytest.raises(HandshakeError, match="does not accept credential 'gang'"):
+                    await third.connect(both.there.address, KEY)
 
     run(main)
 

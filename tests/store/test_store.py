@@ -440,3 +440,27 @@ def test_ray_lets_go_of_a_ref_though_it_keeps_what_it_was_given():
             await soon(lambda: are_entries(store, 0))
 
     run(main())
+
+
+def test_a_closed_store_is_gone():
+    """Its endpoint, which lives on, knows nothing of it: neither the books, nor the credential."""
+
+    async def main() -> None:
+        async with await open_endpoint(kinds=("memory",)) as endpoint:
+            table = endpoint.__dict__["_ports"]._grants
+            for _ in range(3):
+                store = TensorStore(endpoint, owner="here", limit=MIB)
+                ref = await store.put(np.zeros(10))
+                books = weakref.ref(store._books)
+                store.close()
+                with pytest.raises(RefLost, match="its store was closed"):
+                    await ref
+                del store, ref
+                await soon(partial(is_gone, books))
+                assert not table
+                assert not holder_of(endpoint)._sources
+
+    async def is_gone(books: Any) -> bool:
+        return books() is None
+
+    run(main())
