@@ -17,6 +17,7 @@ from benchmarks.report import render
 BENCHMARKS = {
     "calls": "calls to actors, against xoscar, Ray, its Compiled Graphs and Monarch",
     "collectives": "collectives between processes of one host, against torch's Gloo and MPICH",
+    "scopes": "what scopes cost an allreduce, against the commit that GANGLINE_BEFORE names and agreement over links",
     "n_to_m": "what 4 producers send to 2 consumers, against Ray objects",
     "repartition": "moving a sharded tensor from 4 ranks to 2, against gathering on one and broadcasting",
     "rows": "what 4 producers of rows stream to 2 consumers, against Ray objects and Redis streams",

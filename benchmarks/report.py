@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,12 +51,15 @@ class Goal:
 
     :param peer: the side that it is compared with; without one, `at_most` is for the median itself.
     :param difference: whether `at_most` is for the difference of the medians instead of for their ratio.
+    :param interval: whether it is for the lower end of the ratio's 95 % interval, over rounds: then it is missed only
+        where noise does not explain it.
     """
 
     side: str
     peer: str | None
     at_most: float
     difference: bool = False
+    interval: bool = False
 
 
 class Verdict(NamedTuple):
@@ -99,6 +103,8 @@ class Measure:
         ours = self.sides[goal.side].median
         if goal.peer is None:
             return ours
+        if goal.interval:
+            return ratio_interval(self.sides[goal.side].rounds, self.sides[goal.peer].rounds)[0]
         theirs = self.sides[goal.peer].median
         return ours - theirs if goal.difference else ours / theirs
 
@@ -116,6 +122,18 @@ class Measure:
     def from_json(data: Mapping[str, Any]) -> Measure:
         sides = {name: Summary(**summary) for name, summary in data["sides"].items()}
         return Measure(**{**data, "sides": sides, "goals": [Goal(**goal) for goal in data["goals"]]})
+
+
+def ratio_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the median ratio of rounds in turns, by the sign test's order statistics."""
+    ratios = sorted(mine / other for mine, other in zip(ours, theirs, strict=True))
+    tail, outside = 0.0, 0
+    while outside < len(ratios) // 2:
+        tail += math.comb(len(ratios), outside) / 2 ** len(ratios)
+        if tail > 0.025:
+            break
+        outside += 1
+    return ratios[max(0, outside - 1)], ratios[len(ratios) - max(1, outside)]
 
 
 def is_ours(side: str) -> bool:

@@ -43,17 +43,27 @@ class Side:
     :param ranks: how many processes there are.
     :param launcher: a command that starts all of them, given the command of one (as mpiexec does); by default each is
         started by itself.
+    :param root: where they find the packages.
     :param needs: packages without which it is `Missing`, as it is without the launcher.
 
     Raises:
         Missing: a package is not installed. SideError: a process failed to start.
     """
 
-    def __init__(self, module: str, *, ranks: int = 1, launcher: Sequence[str] = (), needs: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        module: str,
+        *,
+        ranks: int = 1,
+        launcher: Sequence[str] = (),
+        needs: Sequence[str] = (),
+        root: Path = ROOT,
+    ) -> None:
         commands = [command for command in launcher[:1] if shutil.which(command) is None]
         if commands or not all(importlib.util.find_spec(name) for name in needs):
             raise Missing(INSTALL)
         self.name = module
+        self._root = root
         self._resources = contextlib.ExitStack()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._connections: list[Connection] = []
@@ -105,7 +115,8 @@ class Side:
         with Listener(socket, "AF_UNIX", backlog=ranks) as listener:
             for rank in range(1 if launcher else ranks):
                 command = [*launcher, sys.executable, "-m", "benchmarks.side", module, socket, str(rank)]
-                self._processes.append(subprocess.Popen(command, stdout=self._log, stderr=self._log, cwd=ROOT))
+                environ = os.environ | {"PYTHONPATH": str(self._root)}
+                self._processes.append(subprocess.Popen(command, stdout=self._log, stderr=self._log, cwd=self._root, env=environ))
             ready = {}
             for _ in range(ranks):
                 connection = self._accept(listener)

@@ -29,19 +29,19 @@ class Membership:
     group: Group
 
     def __init__(self, endpoint: Endpoint, rank: int) -> None:
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._rank = rank
 
     async def address(self) -> Address:
         """Return where the others reach this member."""
-        return self._endpoint.address
+        return self.endpoint.address
 
     async def form(self, addresses: Sequence[Address]) -> None:
         """Form the group: all members do, with the addresses of all in the order of ranks."""
         members = [Member("member", rank, address) for rank, address in enumerate(addresses)]
         spec = GroupSpec("group", ("member",), backend="shm")
         self.group = await form_group(
-            self._endpoint, spec, members, self._rank, key="benchmark", credential=_CREDENTIAL
+            self.endpoint, spec, members, self._rank, key="benchmark", credential=_CREDENTIAL
         )
 
 
