@@ -94,6 +94,7 @@ async def _all_returned(calls: Sequence[Call]) -> bool:
                 verdict.set_result(True)
 
     for call in calls:
+        call.awaited = verdict
         call.on_end = ended
         if call.reply.done():
             ended(call.reply.result())

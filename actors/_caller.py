@@ -61,6 +61,7 @@ class Call:
         "_beside",
         "_header",
         "_shipment",
+        "awaited",
         "connection",
         "method",
         "number",
@@ -83,6 +84,8 @@ class Call:
         self.number = number
         self.method = method
         self.reply: asyncio.Future[Message | Failure] = connection.loop.create_future()
+        self.awaited: asyncio.Future[Any] = self.reply
+        """What its caller awaits."""
         self.on_end: Callable[[Message | Failure], None] | None = None
         """Called at once when it has ended: a callback of `reply` would wait for the loop's next turn."""
         self.place: asyncio.Future[None] | None = None
@@ -202,6 +205,11 @@ class Connection:
         self._ended: Exception | None = None
 
     @property
+    def calls(self) -> list[Call]:
+        """The calls that have not ended."""
+        return list(self._calls.values())
+
+    @property
     def live(self) -> bool:
         """Whether calls can be made; another connection must be made where not."""
         return self._ended is None
@@ -226,6 +234,11 @@ class Connection:
         data, _ = dumps(list(tokens), "groups to reset")
         header, buffers = protocol.pack(protocol.RESET, number, data)
         return self._begin(Call(self, number, "group.reset", header, buffers))
+
+    def begin_question(self, question: bytes) -> Call:
+        """Ask the actor what a call waits for, as `actors._waits` has it."""
+        number = next(self._call_numbers)
+        return self._begin(Call(self, number, "(waits)", *protocol.pack(protocol.WAITS, number, question)))
 
     def _begin(self, call: Call) -> Call:
         self._calls[call.number] = call

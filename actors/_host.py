@@ -245,8 +245,6 @@ class Host:
 
     async def _set_up_actor(self) -> None:
         launch = self.launch
-        await self._actor.setup()
-        self._set_up = True
         self._dispatcher = Dispatcher(
             self._actor,
             self._endpoint,
@@ -257,7 +255,10 @@ class Host:
             threads=launch.threads,
             beside={protocol.TAKE_PART: self._take_part, protocol.RESET_GROUP: self._reset_group},
         )
-        self._dispatcher.start()
+        self._dispatcher.start(setup=asyncio.current_task())
+        await self._actor.setup()
+        self._set_up = True
+        self._dispatcher.open()
 
     async def _tear_down(self) -> None:
         """End the calls, then let the actor clean up, if it was ever set up; then end what it has left."""

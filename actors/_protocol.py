@@ -3,7 +3,8 @@
 A caller opens two channels to an actor's port `calls/<uid>`, and one more for each stream. The payload of `Link.open`
 says which: `OPENING.pack(what, connection, call)`.
 
-    MAIN    caller to actor: CALL, RESET; posts: CANCEL     actor to caller: RESULT, ERROR, CANCELLED, one for each
+    MAIN    caller to actor: CALL, RESET, WAITS; posts:     actor to caller: RESULT, ERROR, CANCELLED, one for each
+            CANCEL
     BULK                                                    the same, above LARGE bytes, so that they delay no small one
     STREAM  caller to actor: posts: CREDIT, STOP            actor to caller: ITEM ..., then END, ERROR or CANCELLED
 
@@ -47,6 +48,7 @@ ITEM: Final = 7
 END: Final = 8
 CREDIT: Final = 9
 STOP: Final = 10
+WAITS: Final = 11
 ASIDE: Final = 0x80
 REFS: Final = 0x40
 SCOPED: Final = 0x20

@@ -38,6 +38,8 @@ class Served(NamedTuple):
     where: str
     kind: Kind
     function: Callable[..., Any]
+    wire: bytes | None = None
+    """What requests call it; None where it is for the actor as a member of a group, and no method of its class."""
 
 
 class Ending(enum.Enum):
@@ -91,9 +93,16 @@ class Running:
         if self._ending is not None and why is not Ending.CLOSING:
             return
         self._ending = self._ending or why
+        if self.task is None:
+            self.session.dispatcher.release(self)
         # A task cancelled before its first step would end without a reply.
-        if self._started and self.task is not None:
+        elif self._started:
             self.task.cancel()
+
+    @property
+    def job(self) -> Job | None:
+        """What it is in a worker thread, or in line for one."""
+        return self._job
 
     async def run(self) -> None:
         """Run the method, then reply."""
@@ -145,6 +154,7 @@ class Running:
         function = self.method.function
         self._job = job = Job(lambda: self._taken(_in_full(function(*args, **kwargs))))
         self.session.workers.submit(job)
+        self.session.dispatcher.watch()
         try:
             value, error = await job.result
         except asyncio.CancelledError:

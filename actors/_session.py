@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from actors import _protocol as protocol
-from actors import _scopes
+from actors import _scopes, _waits
 from actors._interface import STREAMING
 from actors._pickling import dumps, dumps_error, loads
 from actors._running import OWN_MODULES, Ending, Running
@@ -143,6 +143,8 @@ class Session:
                 return
         if kind & protocol.KIND == protocol.CALL:
             self._call(number, message)
+        elif kind & protocol.KIND == protocol.WAITS:
+            self.dispatcher.question(self._answer(number, message))
         else:
             self.dispatcher.spawn(self._reset(number, message), name="resetting groups")
 
@@ -181,6 +183,12 @@ class Session:
             self._withdrawn.add(number)
             if self._main is not None:
                 self._main.post(*protocol.pack(protocol.CANCELLED, number, dumps([], "nothing")[0]))
+
+    async def _answer(self, number: int, message: Message) -> None:
+        asked, way = _waits.unpack(protocol.body(message)[0])
+        call = self.running.get(asked)
+        circle = await self.dispatcher.circle_of(call, way) if call is not None else []
+        await self.reply(*protocol.pack(protocol.RESULT, number, *dumps(_waits.pack(asked, circle), "an answer")))
 
     async def _reset(self, number: int, message: Message) -> None:
         try:

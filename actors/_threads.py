@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+import time
 from contextvars import Context, ContextVar, copy_context
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,16 @@ class Job:
         self._held: threading.Event | None = None
         self._let_go = False
         self._inner: set[asyncio.Task[Any]] = set()
+        self._thread = 0
+        self.since = time.time_ns()
+        self.waits_for: asyncio.Task[Any] | None = None
+        """What its thread has the loop do, and waits for."""
+
+    def refuse(self, error: Exception) -> None:
+        """Fail it, where it waits for a thread."""
+        self._cancelled = True
+        if not self.result.done():
+            self.result.set_result((None, error))
 
     async def cancel(self) -> None:
         """Keep it from starting, or from coming back to the loop, and wait for what it had the loop do.
@@ -49,6 +60,7 @@ class Job:
     def work(self) -> None:
         """Run it; in the worker thread."""
         value, error = None, None
+        self._thread = threading.get_ident()
         self.started = True
         if not self._cancelled:
             try:
@@ -81,6 +93,7 @@ class Job:
         """Run an async function on the actor's loop and wait for it; in the worker thread."""
         answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
         context = copy_context()
+        thread = threading.get_ident()
 
         async def invoke() -> tuple[Any, BaseException | None]:
             try:
@@ -92,6 +105,8 @@ class Job:
 
         def end(task: asyncio.Task[tuple[Any, BaseException | None]]) -> None:
             self._inner.discard(task)
+            if self.waits_for is task:
+                self.waits_for = None
             value, error = (None, asyncio.CancelledError()) if task.cancelled() else task.result()
             if error is None:
                 answer.set_result(value)
@@ -104,6 +119,8 @@ class Job:
                 return
             task = self.loop.create_task(invoke(), context=context)
             self._inner.add(task)
+            if thread == self._thread:
+                self.waits_for = task
             task.add_done_callback(end)
 
         try:
@@ -146,6 +163,11 @@ class Workers:
         started = [job.call for job in self._unfinished.values() if job.started]
         waiting = [job.call for job in self._unfinished.values() if not job.started and job.call is not None]
         return (started, waiting) if len(started) >= self._count else ([], [])
+
+    def holders(self) -> list[Job]:
+        """Return the jobs that hold the threads; none where a thread is free."""
+        started = [job for job in self._unfinished.values() if job.started]
+        return started if len(started) >= self._count else []
 
     def submit(self, job: Job) -> None:
         """Queue a job."""

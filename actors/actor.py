@@ -79,7 +79,11 @@ class Actor:
         return place.store
 
     async def setup(self) -> None:
-        """Prepare before the first call; the groups are live. A gang has started once every `setup` has returned."""
+        """Prepare before the first call; the groups are live. A gang has started once every `setup` has returned.
+
+        Calls that come earlier wait for its end, but for those that it waits for itself: calls to this actor, and of
+        others' `setup` which it calls in turn.
+        """
 
     async def teardown(self) -> None:
         """Clean up after the last call; the groups are still live, though peers may have left them."""

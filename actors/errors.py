@@ -3,6 +3,7 @@
     ActorError
      |- GangStartError               a gang did not start; nothing of it is left
      |- ActorClosed                  the actor shut down in good order; the call did not end
+     |- CallDeadlock (RuntimeError)  the call waited, by way of others, for itself
      |- NotReady (RuntimeError)      used before the actor, or a stream, was ready for it
      |- NotPicklable (TypeError)     an argument or a result cannot travel
      |- RemoteCancelled              the method was cancelled on its own side, not by its caller
@@ -32,6 +33,17 @@ class ActorClosed(ActorError):
         self.role = role
         self.rank = rank
         self.doing = doing
+
+
+class CallDeadlock(ActorError, RuntimeError):
+    """Plain methods waited for each other in a circle, each for a thread that another held; this call opened it."""
+
+    def __init__(self, call: str, circle: str) -> None:
+        super().__init__(
+            f"{call}() can never start: {circle}. Each waits for the next; declare one of these methods with "
+            "async def, do not wait for it there, or give the role more threads: Role(threads=)"
+        )
+        self.call = call
 
 
 class GangStartError(ActorError):

@@ -45,8 +45,8 @@ class Guard:
                 self._reaper, self._held = None, 0
             if self._reaper is None and _ray_state.is_worker():
                 # All that it needs goes along with its creation: from then on it is Ray's, also without this process.
-                options = {"name": f"reaper-{self._mark}-{self._number}"}
-                self._reaper = _Reaper.options(**options).remote(*_ray_state.own_worker(), self._mark)
+                options = _Reaper.options(name=f"reaper-{self._mark}-{self._number}", **_OPTIONS)
+                self._reaper = options.remote(*_ray_state.own_worker(), self._mark)
             self._held += 1
             self._number += 1
             return f"{name}-{self._mark}-{self._number}"
@@ -91,4 +91,5 @@ def _mark_of(name: str) -> str:
     return name.rpartition("-")[0].rpartition("-")[2]
 
 
-_Reaper: Any = ray.remote(num_cpus=0, max_restarts=-1, lifetime="detached", namespace=_NAMESPACE)(Reaper)
+_Reaper: Any = ray.remote(Reaper)
+_OPTIONS = {"num_cpus": 0, "max_restarts": -1, "lifetime": "detached", "namespace": _NAMESPACE}
