@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from actors.errors import (
         ActorClosed,
         ActorError,
-        CallDeadlock,
         GangStartError,
         NotPicklable,
         NotReady,
@@ -34,7 +33,6 @@ __all__ = [
     "Actor",
     "ActorClosed",
     "ActorError",
-    "CallDeadlock",
     "Gang",
     "GangHandle",
     "GangStartError",
@@ -58,8 +56,7 @@ __all__ = [
 _HOMES = {
     "actors.actor": "Actor",
     "actors.errors": (
-        "ActorClosed ActorError CallDeadlock GangStartError NotPicklable NotReady RemoteCancelled RemoteError "
-        "RemoteTraceback"
+        "ActorClosed ActorError GangStartError NotPicklable NotReady RemoteCancelled RemoteError RemoteTraceback"
     ),
     "actors.gang": "Gang",
     "actors.gang_handle": "GangHandle",

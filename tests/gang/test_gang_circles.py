@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from gang_harness import run
 
-from actors import Actor, CallDeadlock, Gang, Role, from_thread
+from actors import Actor, Gang, Role, from_thread
+from actors.errors import CallDeadlock
 from scheduling import Resources
 
 
