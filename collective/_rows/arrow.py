@@ -1,19 +1,33 @@
-"""Rows as pyarrow record batches and tables. The one module that knows pyarrow, which is optional."""
+"""Rows as pyarrow record batches and tables. With `arrow_types` the one place that knows pyarrow, which is optional."""
 
 from __future__ import annotations
 
 import bisect
-import importlib
+import itertools
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from collective._rows.arrow_types import (
+    Joined,
+    dictionaries_of,
+    is_simple,
+    joins_cheaply,
+    plain,
+    pyarrow,
+    restored,
+    said,
+    said_field,
+    size_of,
+)
 from collective._rows.formats import Block, Format, Landing, Piece, Staged, Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from collective._core.warm import Pool
     from collective._rows.order import Run
@@ -21,10 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ArrowFormat(Format):
-    """An Arrow schema, without its metadata."""
+    """An Arrow schema. Formats that differ only in metadata are equal; a batch has those of the first producer."""
 
-    schema: bytes
-    text: str = field(compare=False)
+    text: str
+    schema: bytes = field(compare=False)
     row_bytes: int = field(compare=False)
     exact = False
     buffers = 1
@@ -32,23 +46,25 @@ class ArrowFormat(Format):
     @staticmethod
     def of(rows: Any) -> ArrowFormat:
         """Return the format of a RecordBatch or Table."""
-        schema = rows.schema.remove_metadata()
-        if not schema.names:
+        if not rows.schema.names:
             raise ValueError("rows have no columns; put at least one")
-        text = ", ".join(f"{each.name}: arrow {each.type}{'' if each.nullable else ' not null'}" for each in schema)
-        width = -(-rows.nbytes // rows.num_rows) if rows.num_rows else 1
-        return ArrowFormat(schema.serialize().to_pybytes(), f"{{{text}}}", max(1, width))
+        form = ArrowFormat(_text(rows.schema), rows.schema.serialize().to_pybytes(), _width(rows))
+        for number, each in enumerate(rows.schema):
+            if not is_simple(each.type):
+                _check_column(each, rows.column(number))
+        return form
 
     def block(self, rows: Any) -> ArrowBlock:
-        pyarrow = _pyarrow()
-
-        known = isinstance(rows, pyarrow.RecordBatch | pyarrow.Table)
-        found = ArrowFormat.of(rows) if known else None
-        if found != self:
-            other = str(found) if found is not None else f"a {type(rows).__module__}.{type(rows).__qualname__}"
+        pa = pyarrow()
+        if not isinstance(rows, pa.RecordBatch | pa.Table):
+            other = f"a {type(rows).__module__}.{type(rows).__qualname__}"
+        elif rows.schema.equals(self.arrow_schema):  # quickly, as for most
+            other = self.text
+        else:
+            other = _text(rows.schema)
+        if other != self.text:
             raise ValueError(f"rows are {other}, and those put before were {self}; all blocks have the same columns")
-        table = pyarrow.Table.from_batches([rows]) if isinstance(rows, pyarrow.RecordBatch) else rows
-        return ArrowBlock(table.replace_schema_metadata(None))
+        return ArrowBlock(pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows)
 
     def storage(self, first: int, limit: int, pool: Pool) -> ArrowStorage:
         return ArrowStorage(first)
@@ -60,11 +76,20 @@ class ArrowFormat(Format):
         raise NotImplementedError("pieces of Arrow rows are not joined")
 
     def load(self) -> None:
-        importlib.import_module("pyarrow.ipc")
+        pyarrow()
 
     @property
     def loaded(self) -> bool:
-        return "pyarrow.ipc" in sys.modules
+        return "pyarrow.ipc" in sys.modules and "pyarrow.compute" in sys.modules
+
+    @cached_property
+    def arrow_schema(self) -> Any:
+        """The schema, with its metadata."""
+        pa = pyarrow()
+        return pa.ipc.read_schema(pa.py_buffer(self.schema))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrowFormat, (self.text, self.schema, self.row_bytes)
 
     def __str__(self) -> str:
         return self.text
@@ -78,7 +103,7 @@ class ArrowBlock(Block):
     def __init__(self, table: Any) -> None:
         self.table = table
         self.rows = table.num_rows
-        self.nbytes = table.nbytes
+        self.nbytes = _size(table)
 
 
 class _Stored(Staged):
@@ -90,17 +115,21 @@ class _Stored(Staged):
         self.table = table
         self.first = 0
         self.rows = self.left = table.num_rows
-        self.held = table.nbytes
+        self.held = _size(table)
+        self.dictionaries = _dictionaries(table)
+        """Bytes of each dictionary, by where it lies."""
 
     def fill(self) -> None:
         """Do nothing: the rows stay where they are."""
 
 
 class ArrowStorage(Storage):
-    """Tables, one behind the other."""
+    """Tables, one behind the other. A dictionary that several have counts once."""
 
     def __init__(self, first: int) -> None:
         self._tables: list[_Stored] = []
+        self._dictionaries: Counter[Any] = Counter()
+        """How many tables have each."""
         self.held = 0
         self.end = first
 
@@ -112,27 +141,31 @@ class ArrowStorage(Storage):
         assert isinstance(staged, _Stored)
         staged.first = self.end
         self.end += staged.rows
-        self.held += staged.held
+        self.held += staged.held + sum(n for key, n in staged.dictionaries.items() if not self._dictionaries[key])
+        self._dictionaries.update(staged.dictionaries.keys())
         self._tables.append(staged)
 
     def piece(self, first: int, stop: int) -> Piece:
-        piece = Piece([], [])
+        tables = []
         for stored in self._between(first, stop):
             start, end = max(first, stored.first), min(stop, stored.first + stored.rows)
-            part = stored.table.slice(start - stored.first, end - start)
-            piece.parts.append(end - start)
-            piece.buffers.append(memoryview(_encode(part)))
-        return piece
+            tables.append(stored.table.slice(start - stored.first, end - start))
+        return Piece([stop - first], [memoryview(_encode(tables))])
 
     def release(self, first: int, stop: int) -> None:
         for stored in self._between(first, stop):
             stored.left -= min(stop, stored.first + stored.rows) - max(first, stored.first)
             if not stored.left:
                 self._tables.remove(stored)
-                self.held -= stored.held
+                self._dictionaries.subtract(stored.dictionaries.keys())
+                gone = [key for key in stored.dictionaries if not self._dictionaries[key]]
+                self.held -= stored.held + sum(stored.dictionaries[key] for key in gone)
+                for key in gone:
+                    del self._dictionaries[key]
 
     def clear(self) -> None:
         self._tables.clear()
+        self._dictionaries.clear()
         self.held = 0
 
     def _between(self, first: int, stop: int) -> list[_Stored]:
@@ -154,8 +187,8 @@ class ArrowLanding(Landing):
         self._parts.append((run, offset, count, buffers[0], start))
 
     def finish(self) -> Any:
-        pyarrow = _pyarrow()
-
+        pa = pyarrow()
+        schema = self._form.arrow_schema
         places = np.zeros(self._rows, np.int64)
         tables, at = [], 0
         for run, offset, count, buffer, start in self._parts:
@@ -163,30 +196,101 @@ class ArrowLanding(Landing):
             places[first : first + (count - 1) * run.stride + 1 : run.stride] = np.arange(at, at + count)
             tables.append(_decode(buffer).slice(start, count))
             at += count
-        if tables:
-            table = pyarrow.concat_tables(tables).unify_dictionaries()
-        else:
-            table = pyarrow.ipc.read_schema(pyarrow.py_buffer(self._form.schema)).empty_table()
-        missing = np.arange(self._rows) >= self._valid
-        [batch] = table.take(pyarrow.array(places, mask=missing)).combine_chunks().to_batches() or [None]
-        return batch
+        picked = pa.array(places, mask=np.arange(self._rows) >= self._valid)
+        columns = []
+        for number, each in enumerate(schema):
+            try:
+                columns.append(_pick([table.column(number) for table in tables], picked, each.type))
+            except (ValueError, pa.ArrowException) as error:
+                raise ValueError(f"column {each.name!r}, {said(each.type)}: {error}") from error
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _encode(table: Any) -> Any:
-    pyarrow = _pyarrow()
+def _pick(columns: Iterable[Any], places: Any, kind: Any) -> Any:
+    """Return the rows at some places of columns that follow one another, as an array of a type; null for no place."""
+    pa = pyarrow()
+    chunks = list(itertools.chain.from_iterable(column.chunks for column in columns))
+    if not chunks:
+        return pa.nulls(len(places), kind)
+    joined: list[Joined] = []
+    arrays = [plain(chunk, _each(joined)) for chunk in chunks]
+    whole = arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)
+    return restored(whole.take(places), kind, _each(joined))
 
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
+
+def _each(joined: list[Joined]) -> Iterator[Joined]:
+    """Yield what joins each of a column's dictionaries, made where it is not there."""
+    for number in itertools.count():
+        if number == len(joined):
+            joined.append(Joined())
+        yield joined[number]
+
+
+def _encode(tables: Sequence[Any]) -> Any:
+    """Return the rows of tables as one message. Of views and run-end encoded columns only what these rows have."""
+    pa = pyarrow()
+    columns = []
+    for number in range(tables[0].num_columns):
+        chunks = [plain(chunk) for table in tables for chunk in table.column(number).chunks]
+        column = pa.chunked_array(chunks or [plain(tables[0].column(number).combine_chunks())])
+        if len(chunks) > 1 and joins_cheaply(column.type):
+            column = pa.table([column], names=["0"]).combine_chunks().column(0)
+        columns.append(column)
+    table = pa.table(columns, names=list(map(str, range(len(columns)))))  # of the names several may be equal
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
     return sink.getvalue()
 
 
 def _decode(buffer: memoryview) -> Any:
-    pyarrow = _pyarrow()
+    pa = pyarrow()
+    return pa.ipc.open_stream(pa.py_buffer(buffer)).read_all()
 
-    return pyarrow.ipc.open_stream(pyarrow.py_buffer(buffer)).read_all()
+
+def _check_column(known: Any, column: Any) -> None:
+    """Raise TypeError where a column's first row does not arrive as it is: pyarrow cannot do all with every type."""
+    pa = pyarrow()
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    first = next((chunk.slice(0, 1) for chunk in chunks if len(chunk)), None)
+    first = pa.nulls(1, known.type) if first is None else first
+    try:
+        arrived = _pick([_decode(_encode([pa.table([first], names=["0"])])).column(0)] * 2, pa.array([1]), known.type)
+        arrived.validate(full=True)
+        same = arrived.equals(first) or repr(arrived.to_pylist()) == repr(first.to_pylist())  # NaN equals nothing
+        why = "" if same else "it arrives as another value"
+    except (pa.ArrowException, TypeError, ValueError, OSError) as error:
+        why = f"{type(error).__name__}: {error}"
+    if why:
+        raise TypeError(
+            f"column {known.name!r} is {said(known.type)}, which cannot be sent in a row stream ({why}); cast it to a "
+            "type without that, such as the plain form of a nested dictionary, view or run-end encoded type"
+        )
 
 
-def _pyarrow() -> Any:
-    importlib.import_module("pyarrow.ipc")
-    return importlib.import_module("pyarrow")
+def _text(schema: Any) -> str:
+    columns = [f"{each.name}: arrow {said_field(each, named=False)}" for each in schema]
+    return f"{{{', '.join(columns)}}}"
+
+
+def _width(rows: Any) -> int:
+    """Return about how many bytes a row takes."""
+    return max(1, -(-_size(rows) // rows.num_rows)) if rows.num_rows else 1
+
+
+def _size(rows: Any) -> int:
+    return sum(size_of(chunk) for chunk in _chunks(rows))
+
+
+def _dictionaries(rows: Any) -> dict[Any, int]:
+    """Return how many bytes each dictionary takes, by where it lies."""
+    found = {}
+    for each in itertools.chain.from_iterable(map(dictionaries_of, _chunks(rows))):
+        where = tuple(0 if buffer is None else buffer.address for buffer in each.buffers())
+        found[where, each.offset, len(each)] = int(each.nbytes)
+    return found
+
+
+def _chunks(rows: Any) -> Iterable[Any]:
+    for column in rows.columns:
+        yield from column.chunks if hasattr(column, "chunks") else [column]

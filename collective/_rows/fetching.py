@@ -94,10 +94,14 @@ class Fetcher:
         self._stopped = False
 
     def take_format(self, inlet: Inlet, form: Format) -> Inlet | None:
-        """Take note of a producer's columns; return a producer that has others, if there is one."""
+        """Take note of a producer's columns; return a producer that has others, if there is one.
+
+        Batches have the format of the first in rank order: what formats differ in may not depend on who is heard first.
+        """
         inlet.format = form
-        self._format = self._format or form
-        return next((other for other in self.inlets if other.format is not None and other.format != form), None)
+        known = [other for other in self.inlets if other.format is not None]
+        self._format = known[0].format
+        return next((other for other in known if other.format != form), None)
 
     def allocate(self, header: bytes, sizes: Sequence[int]) -> list[memoryview]:
         """Return memory for rows that come: it is used again once they were placed."""
