@@ -45,7 +45,7 @@ LIBRARIES = {
     "ray": ("*/_ray*.py",),
     "torch": ("collective/_backends/*.py", "collective/tensors.py", "collective/_torch*.py", "collective/testing/*.py"),
     "cupy": ("collective/_backends/*.py", "collective/tensors.py"),
-    "pyarrow": ("collective/_rows/arrow.py", "collective/_arrow_pickling.py"),
+    "pyarrow": ("collective/_rows/arrow_types.py", "collective/_arrow_pickling.py"),
 }
 """Each library that is kept at the edge, and the modules that are its edge."""
 

@@ -258,8 +258,10 @@ class ArrayLanding(Landing):
         batch = {}
         for column in self._form.columns:
             dtype = tensors.numpy_dtype(column.dtype)
-            data = next(memory) if column.row_bytes else np.empty(0, np.uint8)
-            array = data.view(dtype).reshape(self._rows, *column.shape)
+            if column.row_bytes:
+                array = next(memory).view(dtype).reshape(self._rows, *column.shape)
+            else:
+                array = np.empty((self._rows, *column.shape), dtype)
             batch[column.name] = tensors.from_host(array, column.kind, column.device, dtype=column.dtype)
         return batch
 

@@ -1,4 +1,4 @@
-"""Rows as pyarrow record batches and tables. With `arrow_types` the one place that knows pyarrow, which is optional."""
+"""Rows as pyarrow record batches and tables. `arrow_types` knows pyarrow, which is optional."""
 
 from __future__ import annotations
 

@@ -45,6 +45,61 @@ def stream_all(
 DTYPES = [np.bool_, np.int8, np.uint16, np.int64, np.float16, ml_dtypes.bfloat16, np.complex128, "S5", "M8[s]"]
 
 
+def _fields() -> np.ndarray:
+    fields = np.zeros(6, [("a", "i4"), ("b", "f8"), ("c", "S3"), ("d", "f4", (2,))])
+    fields["a"], fields["b"], fields["c"], fields["d"] = range(6), np.arange(6) / 3, b"xyz", np.arange(12).reshape(6, 2)
+    return fields
+
+
+ODD = {
+    "fields": _fields(),
+    "fields that are chosen": _fields()[["a", "c"]],
+    "fields backwards": _fields()[::-1],
+    "aligned fields": np.ones(6, np.dtype([("a", "i1"), ("b", "f8")], align=True)),
+    "records": _fields().view(np.recarray),
+    "no fields": np.zeros(6, []),
+    "no bytes": np.zeros(6, "V0"),
+    "big-endian": np.arange(6, dtype=">f8")[::-1],
+    "text": np.array(["a", "bcd", "", "e", "x", "y"]),
+    "dates": np.array(["2020-01-01", "NaT"] * 3, "M8[25ns]"),
+    "long double": np.arange(6).astype(np.longdouble),
+    "small integers": np.arange(6).astype(ml_dtypes.int4),
+    "Fortran order": np.asfortranarray(np.arange(24.0).reshape(6, 4)),
+    "one value": np.broadcast_to(np.float32(3), (6, 4)),
+    "torch column": torch.arange(12.0).reshape(6, 2)[:, 1],
+    "torch conjugate": (torch.arange(6) + 1j).conj(),
+    "torch float8": torch.arange(6.0).to(torch.float8_e5m2),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_columns_of_odd_dtypes_and_strides(name: str) -> None:
+    """Kind: whatever has plain elements comes: no bytes at all, other byte orders, fields, padding, any strides."""
+    column = ODD[name]
+    [[batch]] = stream_all([[{"x": column, "n": np.arange(6)}]], trainers=1, batch_size=6)
+    assert batch["x"].dtype == column.dtype
+    assert batch["x"].shape == column.shape
+    assert repr(batch["x"].tolist()) == repr(column.tolist())
+
+
+@pytest.mark.parametrize(
+    ("column", "error", "why"),
+    [
+        (np.array([1, "a"], object), TypeError, "references to objects"),
+        (np.zeros(2, [("a", "O")]), TypeError, "references to objects"),
+        (np.array(["a", "b"], np.dtypes.StringDType()), TypeError, "references to objects"),
+        (np.ma.masked_array([1, 2], mask=[1, 0]), TypeError, "lose its mask"),
+        (torch.ones(2).to_sparse(), TypeError, "to_dense"),
+        (np.array(3), ValueError, "no dimensions"),
+        (torch.tensor(3.0), ValueError, "no dimensions"),
+        ([1, 2], TypeError, "np.asarray"),
+    ],
+)
+def test_columns_that_are_refused_are_named(column: Any, error: type[Exception], why: str) -> None:
+    with pytest.raises(error, match=f"column 'odd'.*{why}"):
+        stream_all([[{"n": np.arange(2), "odd": column}]])
+
+
 @pytest.mark.parametrize("share", [False, True])
 def test_numpy_columns_of_every_dtype_and_shape_come_whole(share: bool) -> None:
     def block(producer: int, first: int, count: int) -> dict[str, Any]:
