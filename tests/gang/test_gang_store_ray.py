@@ -330,6 +330,6 @@ def test_the_first_ref_that_goes_to_ray_does_not_stop_the_loop(actors):
             gaps, imported, forgotten = await owner.pass_on_first()
             assert not imported
             assert not forgotten
-            assert max(gaps.values()) < 0.5, gaps  # 1.7 s with torch; here other processes may have the CPU
+            assert max(gaps.values()) < 1, gaps  # 1.7 s with torch; ours is some ms, but others may have the CPU
 
     run_leaving_nothing(main())
