@@ -40,8 +40,7 @@ TABLE: Final = struct.Struct("<Q")
 SECONDS: Final = struct.Struct("<d")
 WANTED: Final = struct.Struct("<QBI")
 """The request's number, whether elements are wanted (else only what it is), and how many bytes of keys follow."""
-_PART: Final = struct.Struct("<Bqqq")
-"""One part of a key: what it is, and its numbers."""
+_NUMBER: Final = struct.Struct("<q")
 _END, _INDEX, _DOTS, _SLICE = range(4)
 _GIVEN = (4, 8, 16)
 """Flags of a slice: which of its three numbers are there."""
@@ -100,38 +99,48 @@ class Malformed(Exception):
 
 
 def pack_keys(keys: tuple[Any, ...]) -> bytes:
-    """Pack keys, each a tuple of whole numbers, slices and `...`."""
-    packed = []
+    """Pack keys, each a tuple of whole numbers, slices and `...`: what each part is, and its numbers."""
+    packed = bytearray()
     for key in keys:
         for part in key:
             if part is ...:
-                packed.append(_PART.pack(_DOTS, 0, 0, 0))
+                packed.append(_DOTS)
             elif isinstance(part, slice):
-                ends = part.start, part.stop, part.step
-                given = sum(flag for flag, end in zip(_GIVEN, ends, strict=True) if end is not None)
-                packed.append(_PART.pack(_SLICE | given, *(0 if end is None else _near(end) for end in ends)))
+                ends = zip(_GIVEN, (part.start, part.stop, part.step), strict=True)
+                given = {flag: end for flag, end in ends if end is not None}
+                packed.append(_SLICE + sum(given))
+                packed += b"".join(_NUMBER.pack(_near(end)) for end in given.values())
             else:
-                packed.append(_PART.pack(_INDEX, part, 0, 0))
-        packed.append(_PART.pack(_END, 0, 0, 0))
-    return b"".join(packed)
+                packed.append(_INDEX)
+                packed += _NUMBER.pack(part)
+        packed.append(_END)
+    return bytes(packed)
 
 
 def unpack_keys(packed: memoryview) -> tuple[Any, ...]:
-    """Return the keys. Raises: Malformed: they are none."""
+    """Return the keys. Raises: Malformed, struct.error: they are none."""
     keys: list[tuple[Any, ...]] = []
     key: list[Any] = []
-    if len(packed) % _PART.size:
-        raise Malformed(f"keys of {len(packed)} bytes")
-    for what, *ends in _PART.iter_unpack(packed):
+    at = 0
+
+    def number() -> int:
+        nonlocal at
+        at += _NUMBER.size
+        found: int = _NUMBER.unpack_from(packed, at - _NUMBER.size)[0]
+        return found
+
+    while at < len(packed):
+        what = packed[at]
+        at += 1
         if what == _END:
             keys.append(tuple(key))
             key = []
-        elif what == _INDEX:
-            key.append(ends[0])
         elif what == _DOTS:
             key.append(...)
-        elif what & 3 == _SLICE:
-            key.append(slice(*(end if what & flag else None for flag, end in zip(_GIVEN, ends, strict=True))))
+        elif what == _INDEX:
+            key.append(number())
+        elif what & 3 == _SLICE and what <= _SLICE + sum(_GIVEN):
+            key.append(slice(*(number() if what & flag else None for flag in _GIVEN)))
         else:
             raise Malformed(f"a part of a key that is {what}")
     if key:
