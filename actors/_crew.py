@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -154,7 +155,11 @@ class Crew:
         """Return the error for a start that took longer than it may."""
         late = list(self._step.waiting)
         first = late[0]
-        problem = f"not done when start_timeout ended, {seconds:g} s after the start began (waiting for {_list(late)})"
+        problem = (
+            f"not done when start_timeout ended, {seconds:g} s after the start began (waiting for {_list(late)}); "
+            "nothing had failed: if it is merely slow, raise Gang(start_timeout=...) "
+            f"(the load here is {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs)"
+        )
         return GangStartError(self.gang, first.launch.role, first.launch.rank, first.phase.value, problem)
 
     # Ending.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 import time
 from contextvars import Context, ContextVar, copy_context
@@ -11,6 +12,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import NotReady
+from collective.errors import OutOfResources
 from collective.scopes import current_call
 
 if TYPE_CHECKING:
@@ -170,17 +172,27 @@ class Workers:
         return started if len(started) >= self._count else []
 
     def submit(self, job: Job) -> None:
-        """Queue a job."""
+        """Queue a job.
+
+        Raises:
+            OutOfResources: it needs another thread, and the system has none.
+        """
+        if self._started < min(self._count, len(self._unfinished) + 1):
+            self._start_thread()
         self._unfinished[job.ended] = job
         job.ended.add_done_callback(self._unfinished.pop)
-        if self._started < min(self._count, len(self._unfinished)):
-            self._started += 1
-            # A context of its own: a thread must not keep the one of the call that started it alive.
-            thread = threading.Thread(
-                target=Context().run, args=(self._serve,), name=f"{self._name} worker {self._started}", daemon=True
-            )
-            thread.start()
         self._jobs.put(job)
+
+    def _start_thread(self) -> None:
+        name = f"{self._name} worker {self._started + 1}"
+        # A context of its own: a thread must not keep the one of the call that started it alive.
+        thread = threading.Thread(target=Context().run, args=(self._serve,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            exhausted = OutOfResources.of(error, f"the process of {self._name} ({os.getpid()})", "run a plain method")
+            raise exhausted or error from error
+        self._started += 1
 
     async def aclose(self) -> None:
         """Wait until every job has ended, and end the threads; where the wait is cancelled, each after its job."""

@@ -20,15 +20,15 @@ async def form_group(
 ) -> Group:
     """Form a group; every member calls it concurrently, with the same `members` in the same order.
 
-    Waits for the others at most the group's timeout once its backend is open, and until then without a bound of its
-    own: a gang's `start_timeout` cancels it. A call that raises or is cancelled leaves nothing behind.
+    Waits for the others without a bound of its own: a gang's `start_timeout` cancels it. A call that raises or is
+    cancelled leaves nothing behind.
 
     :param key: names this group and nothing else among all that the members' endpoints ever form.
     :param credential: what the members' endpoints have granted one another.
 
     Raises:
         ValueError: the backend is unknown, or cannot connect these members. BackendError: it cannot be used here.
-        PeerLost: a member cannot be reached, or died. CollectiveTimeout: a member did not come.
+        PeerLost: a member cannot be reached, or died. OutOfResources: there are no descriptors for it.
     """
     engine = Engine(
         endpoint,
@@ -40,7 +40,7 @@ async def form_group(
         backend=choose_backend(spec.backend, members),
         timeout=spec.timeout,
     )
-    await engine.open()
+    await engine.open(patient=True)
     return Group(engine)
 
 

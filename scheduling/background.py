@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,13 @@ def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
     the end of the loop nor that of the process.
     """
     future, work = for_thread(function)
-    threading.Thread(target=work, name=f"scheduling {getattr(function, '__name__', '')}", daemon=True).start()
+    try:
+        threading.Thread(target=work, name=f"scheduling {getattr(function, '__name__', '')}", daemon=True).start()
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"this process ({os.getpid()}) has no threads left for a call to Ray ({error}); raise its limit "
+            "(`ulimit -u`, the container's pids.max) or have it hold fewer, then try again"
+        ) from error
     return future
 
 

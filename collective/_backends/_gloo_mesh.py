@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
     from collective._backends._gloo_board import Board
 
-_CONNECT: Final = timedelta(seconds=60)
-"""For connecting to members that have all published their addresses."""
+_CONNECT: Final = timedelta(hours=1)
+"""For connecting to members that have all published their addresses. On a machine with far more to run than processors
+it may take long; whoever gives up severs, and a member that dies is told by its link."""
+_LEAST: Final = 60.0
+"""Seconds that an operation has at least, in which all members take part once they have agreed on it."""
 _GLOO_WAITS: Final = 5
 """How many times the timeout that it is given Gloo waits for a connection (gloo/transport/tcp/pair.h, waitUntil)."""
 _GLANCE: Final = 1.0
@@ -47,7 +50,7 @@ class Mesh:
         self._rank, self._size = rank, size
         self._interface = interface
         self._timeout = _CONNECT.total_seconds()
-        self._timeout_then = max(timeout, self._timeout)
+        self._timeout_then = max(timeout, _LEAST)
         self._store = _BoardStore(board)  # the process group does not keep the Python part of it alive
         self._group: Any = None
         self._sockets: list[socket.socket] | None = None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from collective._backends._gate import Gate
 from collective._backends._gloo_board import Board
 from collective._backends._worker import Worker
-from collective.errors import BackendError
+from collective.errors import BackendError, OutOfResources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,10 @@ class Session:
             raise BackendError(f"gloo: group {self._context.group!r} was opened before")
         self._loop = asyncio.get_running_loop()
         connected: asyncio.Future[None] = self._loop.create_future()
-        self._worker = Worker(f"gloo {self._context.group}")
+        try:
+            self._worker = Worker(f"gloo {self._context.group}")
+        except RuntimeError as error:
+            raise _failure(error) from error
         _living.add(self)
         self._flights.depart()
         self._worker.submit(lambda: self._arrive(connected))
@@ -104,7 +107,10 @@ class Session:
     def abandon(self) -> None:
         """End it now. What is pending stays so here, and fails at the other members, or stays pending there."""
         if self._end() and not self._flights.landed.is_set():
-            threading.Thread(target=self._cut_off, name=f"gloo {self._context.group} cut", daemon=True).start()
+            try:
+                threading.Thread(target=self._cut_off, name=f"gloo {self._context.group} cut", daemon=True).start()
+            except RuntimeError:  # no more threads: the loop does it, as it would be a hang without
+                self._loop.call_later(_GRACE, self._cut_again)
 
     async def aclose(self) -> None:
         """End it when nothing is pending, and wait until Gloo's threads have ended."""
@@ -218,6 +224,12 @@ class Session:
         while not self._flights.landed.wait(_GRACE):
             self._cut()
 
+    def _cut_again(self) -> None:
+        """Do the same from the loop, a cut at a time."""
+        if not self._flights.landed.is_set():
+            self._cut()
+            self._loop.call_later(_GRACE, self._cut_again)
+
     def _cut(self) -> None:
         mesh = self._mesh
         if mesh is not None and not self._flights.landed.is_set():
@@ -270,7 +282,8 @@ def _failure(error: Exception) -> BackendError:
     """Return an error as this package's."""
     if isinstance(error, BackendError):
         return error
-    failure = BackendError(f"gloo: {error or type(error).__name__}")
+    exhausted = OutOfResources.of(error, f"this process ({os.getpid()})", "move data")
+    failure = BackendError(f"gloo: {exhausted or error or type(error).__name__}")
     failure.__cause__ = error
     return failure
 

@@ -9,6 +9,7 @@ others'. The group breaks then.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -163,10 +164,9 @@ class Driver:
                     return
                 move = self._moves[0]
                 self._on_worker = move.nbytes > INLINE and not move.begun
-            if self._on_worker:
+            if self._on_worker and self._has_worker():
+                assert self._worker is not None
                 self._stop_listening()
-                if self._worker is None:
-                    self._worker = Worker(f"shm {self._name}")
                 self._worker.submit(self._drive_on_worker)
                 return
             if left < move.nbytes and not move.begun and left < INLINE:
@@ -184,6 +184,14 @@ class Driver:
             left -= move.nbytes
             with self._lock:
                 self._moves.popleft()
+
+    def _has_worker(self) -> bool:
+        """Start the worker; where the system has no thread to give, the loop does its part: late is better than not."""
+        if self._worker is None:
+            with contextlib.suppress(RuntimeError):
+                self._worker = Worker(f"shm {self._name}")
+        self._on_worker = self._worker is not None
+        return self._on_worker
 
     def _resume(self) -> None:
         self._resuming = False

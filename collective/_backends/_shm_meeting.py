@@ -7,9 +7,9 @@ which leaves no file behind, and is closed when all have met.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
+import errno
 import os
 import secrets
 import socket
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from collective._backends import MEMBERS
 from collective._backends._shm_segment import Geometry, Segment, create_memory, is_genuine
-from collective.errors import BackendError
+from collective._links import rights
+from collective.errors import BackendError, OutOfResources
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from collective.abc import PlaneContext
 
@@ -82,7 +82,8 @@ class Meeting:
                 raise BackendError(self._invited.result().removeprefix(_FAIL).decode())
             meeting.result()
         except (BackendError, OSError) as error:
-            text = f"shm: rank {context.rank} of group {context.group!r} cannot share memory: {error}"
+            why = OutOfResources.of(error, f"its process ({os.getpid()})", "take the group's memory") or error
+            text = f"shm: rank {context.rank} of group {context.group!r} cannot share memory: {why}"
             failure = error if isinstance(error, BackendError) else BackendError(text)
             for rank in range(1, context.size) if context.rank == 0 else [0]:
                 context.tell(rank, _FAIL + str(failure).encode())
@@ -173,14 +174,16 @@ class Meeting:
             await loop.sock_connect(host, _abstract(name))
             await loop.sock_sendall(host, context.rank.to_bytes(4, "little") + token)
             await _readable(host)
-            said, descriptors = _receive(host, 1 + context.size)
+            said, descriptors = rights.receive(host, len(_COME), 1 + context.size)
             if said != _COME or len(descriptors) != 1 + context.size:
-                _close(descriptors)
+                rights.close_all(descriptors)
+                if said == _COME:  # The kernel drops those that do not fit.
+                    raise OSError(errno.EMFILE, f"of {1 + context.size} descriptors {len(descriptors)} fit")
                 raise ConnectionError("rank 0 ended the meeting")
             memory, *bells = descriptors
             stack.callback(os.close, memory)
             if not is_genuine(memory, geometry, nonce):
-                _close(bells)
+                rights.close_all(bells)
                 raise ConnectionError("what it was given is not rank 0's memory")
             segment = _segment(geometry, context.rank, memory, bells)
             stack.push(lambda kind, *_: segment.close() if kind is not None else None)
@@ -193,7 +196,7 @@ def _segment(geometry: Geometry, rank: int, memory: int, bells: list[int]) -> Se
     try:
         return Segment(geometry, rank, memory, bells)
     except BaseException:
-        _close(bells)
+        rights.close_all(bells)
         raise
 
 
@@ -207,11 +210,6 @@ def _make_bells(count: int) -> list[int]:
     return bells
 
 
-def _close(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-
 def _abstract(name: bytes) -> str:
     return f"\0gangline-{name.decode()}"
 
@@ -220,17 +218,6 @@ def _unix_socket() -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     made.setblocking(False)
     return made
-
-
-def _receive(host: socket.socket, most: int) -> tuple[bytes, list[int]]:
-    """Receive a word with descriptors, which no process that is started meanwhile inherits."""
-    room = socket.CMSG_SPACE(most * array.array("i").itemsize)
-    said, messages, _, _ = host.recvmsg(len(_COME), room, socket.MSG_CMSG_CLOEXEC)
-    descriptors = array.array("i")
-    for level, kind, data in messages:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-    return said, list(descriptors)
 
 
 async def _readable(sock: socket.socket) -> None:

@@ -98,12 +98,15 @@ class Engine:
         """The number of the current epoch."""
         return self.current.number
 
-    async def open(self) -> None:
-        """Form the group: all members call it. Cancel it to give up; a call that raises has abandoned the group."""
+    async def open(self, *, patient: bool = False) -> None:
+        """Form the group: all members call it. Cancel it to give up; a call that raises has abandoned the group.
+
+        :param patient: wait for the others however long they take, not for the group's timeout.
+        """
         try:
             self.fabric.serve()
             await asyncio.gather(*map(self._reach, tree.neighbours(self.rank, self.size)))
-            await self.resets.open()
+            await self.resets.open(patient=patient)
         except BaseException:
             self.abandon()
             raise

@@ -28,8 +28,8 @@ class Resets:
         self._questions = itertools.count()
         self._acks: dict[tuple[int, int], asyncio.Future[None]] = {}
 
-    async def open(self) -> None:
-        """Open the current epoch: all members do."""
+    async def open(self, *, patient: bool = False) -> None:
+        """Open the current epoch: all members do. Where it is `patient` the group's timeout bounds nothing."""
         engine = self._engine
         try:
             await engine.current.plane.open()
@@ -41,7 +41,7 @@ class Resets:
             self._raise_fault()
             raise
         self._raise_fault()
-        await self._join("open")
+        await self._join("open", within=None if patient else engine.timeout)
         engine.current.begin()
 
     async def reset(self) -> None:
@@ -114,7 +114,7 @@ class Resets:
     async def _reset(self) -> None:
         engine = self._engine
         engine.end_epoch(f"{engine.me} called reset()")
-        await self._join("reset")
+        await self._join("reset", within=engine.timeout)
         engine.start_epoch()
         try:
             await self.open()
@@ -137,7 +137,7 @@ class Resets:
         if fault is not None:
             raise fault
 
-    async def _join(self, phase: str) -> None:
+    async def _join(self, phase: str, *, within: float | None) -> None:
         """Wait until every member has come to this point."""
         engine = self._engine
         number = engine.current.number
@@ -145,7 +145,7 @@ class Resets:
         if engine.faults.outlived is not None:
             raise engine.faults.outlived()
         try:
-            async with asyncio.timeout(engine.timeout):
+            async with asyncio.timeout(within):
                 await self._rounds.join(phase, number)
         except TimeoutError:
             missing = [engine.name_of(rank) for rank in self._rounds.missing(phase, number)]

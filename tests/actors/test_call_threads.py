@@ -12,6 +12,8 @@ import pytest
 from actor_harness import run, team
 
 from actors import Actor, ActorClosed, NotReady, from_thread
+from actors._threads import Job, Workers
+from collective.errors import OutOfResources
 
 LABEL: contextvars.ContextVar[str] = contextvars.ContextVar("label", default="none")
 
@@ -268,3 +270,25 @@ def test_an_actor_that_closes_waits_for_its_threads(kind: str) -> None:
             assert actor.log == ["it"]
 
     run(kind, main())
+
+
+def test_a_plain_method_for_which_there_is_no_thread_is_an_error_and_later_ones_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kind: out of threads is an error at the call, never a hang."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        workers = Workers("an actor", 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(OutOfResources, match="an actor .* no threads left to run a plain method"):
+                workers.submit(Job(lambda: 1))
+        job = Job(lambda: 2)
+        workers.submit(job)
+        assert await job.result == (2, None)
+        await workers.aclose()
+
+    asyncio.run(main())
