@@ -6,13 +6,13 @@ The same under every runtime. It does what the gang orders, one phase after anot
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
 import threading
 from contextvars import copy_context
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from actors import _protocol as protocol
@@ -26,6 +26,7 @@ from actors.actor import connect, create
 from actors.errors import RemoteCancelled
 from collective.errors import LinkBroken, LinkError
 from collective.freight import name_endpoint
+from collective.links import boot_id
 from collective.types import Address, Member
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class Host:
             introduction = Introduction(launch.role, launch.rank, endpoint.address, own_process())
             if launch.backends:
                 # Importing torch takes a second and more; done in a thread, it overlaps with the start of the others.
-                threading.Thread(target=_preload, args=(launch.backends,), name="preload", daemon=True).start()
+                with contextlib.suppress(RuntimeError):  # No thread to be had: the groups import it when they form.
+                    threading.Thread(target=_preload, args=(launch.backends,), name="preload", daemon=True).start()
             self._channel = link.open(PORT, pack(introduction))
             self.leaving = await self._obey()
         finally:
@@ -317,5 +319,4 @@ def _preload(backends: tuple[str, ...]) -> None:
 
 def own_process() -> ProcessId:
     """Return what identifies this process."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ProcessId(os.getpid(), f"{boot} {os.stat('/proc/self/ns/pid').st_ino}")
+    return ProcessId(os.getpid(), f"{boot_id()} {os.stat('/proc/self/ns/pid').st_ino}")

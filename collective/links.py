@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from collective._links.hosts import default_host
+from collective._links.hosts import boot_id, default_host
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from collective.abc import Endpoint
     from collective.types import ArenaStatistics
 
-__all__ = ["allocate", "arena_statistics", "default_host", "loop_endpoint", "open_endpoint", "private", "snapshot"]
+__all__ = [
+    "allocate",
+    "arena_statistics",
+    "boot_id",
+    "default_host",
+    "loop_endpoint",
+    "open_endpoint",
+    "private",
+    "snapshot",
+]
 
 
 async def open_endpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import tempfile
@@ -160,7 +161,8 @@ class _RayProcess(Process):
     def identify(self, process: ProcessId) -> None:
         self._pid = process.pid
         if process.space == own_process().space and self._watch is None:
-            self._watch = PidWatch(process)
+            with contextlib.suppress(OSError):  # No descriptor left for it: then Ray alone tells of its end.
+                self._watch = PidWatch(process)
 
     async def kill(self) -> None:
         if not self._killed and self._reservation.connected:

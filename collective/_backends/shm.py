@@ -12,6 +12,7 @@ to 64 of them. The kernel frees it when the last member has gone, whatever ended
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform
 import sys
 from functools import partial
@@ -77,7 +78,10 @@ class ShmPlane(AnnouncingPlane):
 
     def empty(self, nbytes: int) -> np.ndarray:
         segment = self._segment
-        return super().empty(nbytes) if segment is None or not nbytes else segment.blocks.take(nbytes)
+        if segment is not None and nbytes:
+            with contextlib.suppress(OSError):  # no mapping to be had: memory of this member's own is copied, and does
+                return segment.blocks.take(nbytes)
+        return super().empty(nbytes)
 
     def exchange(self, card: bytes, head: int, on_misfit: Callable[[], None]) -> asyncio.Future[list[bytes]]:
         driver, segment = self._opened()

@@ -24,6 +24,7 @@ from collective._links import mapping
 from collective._links.mapping import round_up
 from collective._links.processes import has_ended
 from collective._links.segments import Extent, Segment, User
+from collective.errors import OutOfResources
 from collective.types import ArenaStatistics
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ class Arena:
         self._dying: list[tuple[int, float, list[Extent]]] = []
         self._blocks = 0
         self._dropped = False
+        self._shortage: OSError | None = None
+        """Why the last `take` could make no segment, where the system had none."""
 
     def allocate(self, nbytes: int, *, beyond: bool = False, watch: Callable[[int], None] | None = None) -> Block:
         """Return new memory, whose contents are undefined.
@@ -123,9 +126,10 @@ class Arena:
         """
         extent = self.take(nbytes, beyond=beyond)
         if extent is None:
-            raise MemoryError(
-                f"no {nbytes} bytes of shared memory: the arena may have {self.limit}, set by GANGLINE_ARENA_BYTES"
-            )
+            why = f"the arena may have {self.limit}, set by GANGLINE_ARENA_BYTES"
+            if (error := self._shortage) is not None:
+                why = str(OutOfResources.of(error, f"this process ({os.getpid()})", "take more") or error)
+            raise MemoryError(f"no {nbytes} bytes of shared memory: {why}")
         owned = extent.array.view(_Owned)
         with self._lock:
             key = extent.segment.pages.keep(extent.offset, extent.offset + nbytes)
@@ -140,6 +144,7 @@ class Arena:
         """Return an extent with one use, or None where the limit is reached or the system has no more memory."""
         self.settle()
         with self._lock:
+            self._shortage = None
             for segment in self._segments:
                 if segment.beyond == beyond and not segment.retired and (extent := segment.take(nbytes)) is not None:
                     return extent
@@ -151,7 +156,8 @@ class Arena:
             try:
                 room = _SEGMENT if beyond else self.limit - self._counted()
                 segment = Segment(self._numbers, max(size, min(_SEGMENT, room)), beyond=beyond)
-            except OSError:  # no descriptors, no memory, or a sandbox: links go on without
+            except OSError as error:  # no descriptors, no memory, or a sandbox: links go on without
+                self._shortage = error
                 return None
             self._numbers += 1
             self._segments.append(segment)
@@ -204,7 +210,10 @@ class Arena:
             first = begin // mapping.PAGE * mapping.PAGE
             nbytes = begin + view.nbytes - first
             file = extent.segment.file
-            array, pages = file.map(mapping.Access.PRIVATE, start=first, nbytes=nbytes, holding=view)
+            try:
+                array, pages = file.map(mapping.Access.PRIVATE, start=first, nbytes=nbytes, holding=view)
+            except OSError:  # too many mappings, or no address space: a copy does as well
+                return memoryview(bytearray(view))
             pages.keep(0, nbytes)
             return array[begin - first :].data
         finally:

@@ -14,9 +14,10 @@ import socket
 import stat
 import tempfile
 import time
-from functools import cache
 from pathlib import Path
 from typing import Final
+
+from collective._links.hosts import boot_id
 
 _PREFIX: Final = "gangline-"
 """Begins the names of these directories, and of those that a gang keeps its own together in."""
@@ -64,10 +65,9 @@ def remove(path: str) -> None:
         os.rmdir(directory)
 
 
-@cache
 def _own_prefix() -> str:
     """Return how names begin of directories whose sockets this kernel would know: others may share the file system."""
-    return f"{_PREFIX}{Path('/proc/sys/kernel/random/boot_id').read_text()[:6]}-"
+    return f"{_PREFIX}{boot_id()[:6]}-"
 
 
 def _sweep_beside(parent: str) -> None:

@@ -284,7 +284,7 @@ def test_a_plain_method_for_which_there_is_no_thread_is_an_error_and_later_ones_
         workers = Workers("an actor", 1)
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
-            with pytest.raises(OutOfResources, match="an actor .* no threads left to run a plain method"):
+            with pytest.raises(OutOfResources, match=r"an actor .* no threads left to run a plain method"):
                 workers.submit(Job(lambda: 1))
         job = Job(lambda: 2)
         workers.submit(job)

@@ -625,3 +625,18 @@ def test_those_with_a_limit_of_their_own_use_up_nobody_elses(monkeypatch: pytest
     assert made.take(1) is None
     del within
     assert made.statistics().used == 0
+
+
+@pytest.mark.parametrize(("number", "what"), [(errno.EMFILE, "file descriptors"), (errno.ENOMEM, "memory")])
+def test_no_segment_for_want_of_resources_says_which(
+    number: int, what: str, small_arena: Callable[[int], Arena]
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, "none left")
+
+    small_arena(64 * MIB)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "memfd_create", refuse)
+        with pytest.raises(MemoryError, match=f"no {what} left to take more"):
+            allocate(MIB)
+    assert allocate(MIB).nbytes == MIB
