@@ -130,16 +130,19 @@ def test_an_actor_that_dies_ends_the_start(ray_session, phase):
 def test_an_actor_that_takes_too_long_ends_the_start(ray_session):
     async def main():
         watch = Stopwatch()
-        with pytest.raises(GangStartError, match=r"bad\[.\] failed in its setup: not done when start_timeout ended"):
+        # On a machine that is busy it may not have come to its setup.
+        with pytest.raises(GangStartError, match=r"bad\[.\] failed in its .*: not done when start_timeout ended"):
             await start("ray", *bad("setup", "block"), start_timeout=4.0)
         assert 4.0 <= float(watch) < 9.0
 
     run(main())
 
 
-def test_too_long_on_inproc_too():
+def test_too_long_on_inproc_too_and_what_to_do_is_said():
+    late = r"bad\[0\], bad\[1\], bad\[2\]"
+
     async def main():
-        with pytest.raises(GangStartError, match=r"waiting for bad\[0\], bad\[1\], bad\[2\]"):
+        with pytest.raises(GangStartError, match=rf"waiting for {late}\); nothing had failed.*start_timeout="):
             await start("inproc", *bad("setup", "wait"), start_timeout=0.2)
 
     run(main())

@@ -1,4 +1,4 @@
-"""Out of threads, memory or descriptors: what a group does then.
+"""Out of threads, memory or descriptors, or merely slow: what a group does then.
 
 The kind: a shortage costs time where the loop can do it instead, else it is an error that names it; never a hang.
 """
@@ -13,17 +13,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from collective import BackendError
+from collective import BackendError, GroupSpec, Member
 from collective._backends import _gloo_session, _shm_driver
 from collective._core import offload as offloading
 from collective._core.offload import in_thread, offload
 from collective._links import rights
 from collective.errors import OutOfResources
+from collective.formation import form_group
+from collective.links import open_endpoint
 from collective.testing import world
+from collective.types import Credential
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
+
+    from collective import Group
+    from collective.abc import Endpoint
 
 
 @pytest.fixture
@@ -115,5 +121,33 @@ def test_a_member_that_cannot_take_the_groups_descriptors_says_so(monkeypatch: p
             async with asyncio.timeout(30), world("shm", 2, link="unix"):
                 raise AssertionError("it was formed")
         assert failed.group_contains(BackendError, match=r"rank 1 .* no file descriptors left")
+
+    asyncio.run(main())
+
+
+def test_a_groups_timeout_does_not_bound_how_long_it_takes_to_form() -> None:
+    """The kind: a start that is merely slow is no failure; only the gang's start_timeout ends it."""
+    credential = Credential("gang", bytes(32))
+    spec = GroupSpec("slow", roles=("member",), timeout=0.05)
+
+    async def main() -> None:
+        async with asyncio.timeout(30), await open_endpoint(kinds=("memory",)) as one, await open_endpoint(
+            kinds=("memory",)
+        ) as other:
+            members = [Member("member", rank, each.address) for rank, each in enumerate((one, other))]
+
+            one.grant(credential)
+            other.grant(credential)
+
+            def form(endpoint: Endpoint, rank: int) -> asyncio.Task[Group]:
+                return asyncio.create_task(
+                    form_group(endpoint, spec, members, rank, key="slow", credential=credential)
+                )
+
+            first = form(one, 0)
+            late, _ = await asyncio.wait([first], timeout=4 * spec.timeout)
+            assert not late
+            for group in await asyncio.gather(first, form(other, 1)):
+                await group.aclose()
 
     asyncio.run(main())
