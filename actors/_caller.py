@@ -17,6 +17,7 @@ from actors import _protocol as protocol
 from actors import _scopes
 from actors._context import current
 from actors._pickling import Beside, dumps, loads, loads_error
+from actors._target import Target, note_closed
 from actors.errors import ActorClosed, NotReady, RemoteCancelled
 from collective.abc import LARGE
 from collective.errors import (
@@ -27,6 +28,7 @@ from collective.errors import (
     PeerLost,
     PortRefused,
     WouldBlock,
+    WrongLoop,
 )
 from collective.freight import Freight
 from collective.links import loop_endpoint
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from actors._interface import Method
-    from actors._target import Target
     from collective import scopes
     from collective.abc import Buffer, Channel, Endpoint, Link, Message
     from collective.freight import Shipment
@@ -302,9 +303,15 @@ class Connection:
             return error
         link_lives = self.link is not None and not self.link.closed
         translated: Exception
-        if isinstance(error, HandshakeError):
+        if isinstance(error, WrongLoop):
+            translated = NotReady(
+                f"{target}.{method}(): this handle is used on another event loop than the gang of {target} runs on, "
+                f"which shares this process with it; use it there, or start the gang here (in tests, give fixtures and "
+                f"tests the same loop)"
+            )
+        elif isinstance(error, HandshakeError):
             translated = HandshakeError(f"{target}.{method}(): {error}")
-        elif link_lives or isinstance(error, PortRefused):
+        elif link_lives or isinstance(error, PortRefused) or target.has_closed:
             translated = ActorClosed(target.role, target.rank, method)
         elif isinstance(error, LinkClosed):
             translated = LinkClosed(f"{target}.{method}(): the endpoint that it was called from has closed")
@@ -333,6 +340,8 @@ class Connection:
     def _on_main_end(self, error: Exception) -> None:
         # In good order the actor closes both; a large reply may still be on its way, so the calls wait for the other.
         self._ended = self._ended or error
+        if self.link is not None and not self.link.closed:
+            note_closed([self.target.uid])
         self._drop()
 
     def _end(self, error: Exception) -> None:

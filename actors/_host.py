@@ -19,6 +19,7 @@ from actors import _protocol as protocol
 from actors._context import ActorContext, current, user_tasks
 from actors._control import PORT, Introduction, Lost, Order, Phase, Report, pack, unpack
 from actors._dispatch import Dispatcher
+from actors._names import Named
 from actors._pickling import dumps_error
 from actors._roster import Roster
 from actors.abc import ProcessId
@@ -208,7 +209,14 @@ class Host:
         own = roster.groups_of(launch.role, launch.rank)
         if own:
             await self._form(roster, own)
-        groups = {spec.name: self._groups[spec.name] for spec, _ in own}
+        groups = Named(
+            {spec.name: self._groups[spec.name] for spec, _ in own},
+            lambda name: (
+                f"{launch} is no member of group {name!r} of its gang"
+                if name in roster.handles.groups
+                else f"{launch} has no group {name!r}"
+            ),
+        )
         connect(self._actor, groups=groups, gang=roster.handles)
 
     async def _take_part(self, request: Request, share: Share) -> TensorRef | None:

@@ -9,11 +9,23 @@ from typing import TYPE_CHECKING, Any
 from actors._protocol import port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from actors._caller import Connection
     from actors._interface import Interface
     from collective.types import Address, Credential
+
+
+_CLOSED_KEPT = 10_000
+_closed: dict[str, None] = {}
+"""Uids of actors that are known here to have shut down in good order, the last so many."""
+
+
+def note_closed(uids: Iterable[str]) -> None:
+    """Take note that actors have shut down in good order: who calls them later shall hear so."""
+    _closed.update(dict.fromkeys(uids))
+    while len(_closed) > _CLOSED_KEPT:
+        del _closed[next(iter(_closed))]
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,11 @@ class Target:
     def port(self) -> str:
         """Where its calls are taken."""
         return port(self.uid)
+
+    @property
+    def has_closed(self) -> bool:
+        """Whether it is known here to have shut down in good order."""
+        return self.uid in _closed
 
     @cached_property
     def key(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import difflib
 import hmac
 import logging
 import secrets
@@ -15,10 +14,11 @@ from actors._context import current
 from actors._control import PORT, Phase
 from actors._crew import Crew
 from actors._interface import Interface
+from actors._names import known
 from actors._protocol import port
 from actors._roster import Roster
 from actors._scopes import entered
-from actors._target import Target
+from actors._target import Target, note_closed
 from actors.abc import Launch
 from actors.actor import Actor
 from actors.errors import NotReady
@@ -46,6 +46,7 @@ A = TypeVar("A", bound=Actor)
 
 START_TIMEOUT = 60.0
 _PACK = pack()
+_TEMPLATES = ("pack", "spread", "strict_pack", "strict_spread")
 _logger = logging.getLogger("actors")
 
 
@@ -80,15 +81,18 @@ class Gang:
     ) -> None:
         self.name = name
         self.roles = tuple(roles)
+        if isinstance(groups, GroupSpec | str):
+            raise TypeError(f"groups is {groups!r}; it must be a sequence of GroupSpec: groups=[GroupSpec(...)]")
         self._specs = tuple(groups)
         _check_roles(self.roles)
         if runtime not in _runtimes.NAMES:
-            raise ValueError(f"unknown runtime {runtime!r}; {_known(runtime, _runtimes.NAMES)}")
+            raise ValueError(f"unknown runtime {runtime!r}; {known(runtime, _runtimes.NAMES)}")
         _check_groups(self._specs, [role.name for role in self.roles], runtime)
         if isinstance(start_timeout, bool) or not isinstance(start_timeout, int | float):
             raise TypeError(f"start_timeout is {start_timeout!r}; it must be a number of seconds")
         if not start_timeout > 0:
             raise ValueError(f"start_timeout is {start_timeout!r}; it must be positive, in seconds")
+        _check_placement(placement)
         placement.request([role.demand() for role in self.roles])
         self._placement = placement
         self._runtime_name = runtime
@@ -99,6 +103,7 @@ class Gang:
         self._roster: Roster | None = None
         self._entered = False
         self._closing: asyncio.Task[list[Exception]] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._hurry: asyncio.Future[None] | None = None
         self._on_end: Callable[[Gang], None] = lambda _: None
 
@@ -117,7 +122,7 @@ class Gang:
             raise KeyError(f"{role} is no role of gang {self.name!r}")
         name = role.name if isinstance(role, Role) else role
         if name not in names:
-            raise KeyError(f"gang {self.name!r} has no role {name!r}; {_known(name, names)}")
+            raise KeyError(f"gang {self.name!r} has no role {name!r}; {known(name, names)}")
         return self._started().handles[name]
 
     @property
@@ -151,8 +156,9 @@ class Gang:
         if self._entered:
             raise RuntimeError(f"gang {self.name!r} was started before; make a new Gang of the same roles")
         self._entered = True
+        self._loop = asyncio.get_running_loop()
         owner = current.get()
-        if owner is not None and owner.loop is asyncio.get_running_loop():
+        if owner is not None and owner.loop is self._loop:
             owner.gangs.add(self)
             self._on_end = owner.gangs.discard
         try:
@@ -225,8 +231,16 @@ class Gang:
 
     async def _end(self) -> list[Exception]:
         """End everything; return what went wrong with that."""
+        loop = asyncio.get_running_loop()
+        if self._closing is not None and self._closing.done():
+            return self._closing.result()
+        if self._loop is not None and self._loop is not loop:
+            raise NotReady(
+                f"gang {self.name!r} was started on another event loop"
+                + (", which is closed: what is left of it ends with this process" if self._loop.is_closed() else "")
+                + "; start and end a gang on one loop (in tests, give fixtures and tests the same one)"
+            )
         if self._closing is None:
-            loop = asyncio.get_running_loop()
             self._entered = True
             self._hurry = loop.create_future()
             self._closing = loop.create_task(self._end_all(self._hurry), name=f"gang {self._id} ends")
@@ -248,6 +262,8 @@ class Gang:
                 except ExceptionGroup as errors:
                     failures += errors.exceptions
             self._on_end(self)
+            if self._crew is not None:
+                note_closed(seat.launch.uid for seat in self._crew.seats if seat.lost is None)
         return failures
 
     def _launches(self, secret: bytes, member: Credential, home: Address) -> list[Launch]:
@@ -288,13 +304,6 @@ def _derive(secret: bytes, purpose: str) -> bytes:
     return hmac.digest(secret, purpose.encode(), "sha256")
 
 
-def _known(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), names)
-    if near:
-        return f"did you mean {' or '.join(map(repr, near))}?"
-    return f"there are {', '.join(map(repr, names))}"
-
-
 def _check_roles(roles: Sequence[Role[Any]]) -> None:
     if not roles:
         raise ValueError("Gang(): a gang needs at least one role")
@@ -308,6 +317,14 @@ def _check_roles(roles: Sequence[Role[Any]]) -> None:
         seen.add(role.name)
 
 
+def _check_placement(placement: object) -> None:
+    if callable(getattr(placement, "request", None)) and not isinstance(placement, type):
+        return
+    name = placement if isinstance(placement, str) else getattr(placement, "__name__", "")
+    meant = f"placement={name}(), with {name} from scheduling" if name in _TEMPLATES else "placement=scheduling.pack()"
+    raise TypeError(f"placement is {placement!r}, which is no Placement; write it as in {meant}")
+
+
 def _check_groups(groups: Sequence[GroupSpec], roles: Sequence[str], runtime: str) -> None:
     seen = set()
     for spec in groups:
@@ -318,10 +335,10 @@ def _check_groups(groups: Sequence[GroupSpec], roles: Sequence[str], runtime: st
         seen.add(spec.name)
         for role in spec.roles:
             if role not in roles:
-                raise ValueError(f"group {spec.name!r}: the gang has no role {role!r}; {_known(role, roles)}")
+                raise ValueError(f"group {spec.name!r}: the gang has no role {role!r}; {known(role, roles)}")
         backends = ("auto", *_backends.NAMES)
         if spec.backend not in backends:
-            raise ValueError(f"group {spec.name!r}: unknown backend {spec.backend!r}; {_known(spec.backend, backends)}")
+            raise ValueError(f"group {spec.name!r}: unknown backend {spec.backend!r}; {known(spec.backend, backends)}")
         if spec.backend in _backends.IN_PROCESS and runtime not in _runtimes.IN_PROCESS:
             raise ValueError(
                 f"group {spec.name!r}: backend {spec.backend!r} connects actors of one process, and those of runtime "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from actors._names import Named
 from actors._scopes import entered
 from actors.handles import Handles
 
@@ -22,11 +22,14 @@ class GangHandle(Mapping[str, Handles[Any]]):
     def __init__(self, roles: Mapping[str, Handles[Any]], groups: Mapping[str, GroupHandle]) -> None:
         self._roles = dict(roles)
         self._groups = dict(groups)
+        gang = next((handle._target.gang for handles in roles.values() for handle in handles), "")
+        self._by_role = Named(self._roles, lambda name: f"gang {gang!r} has no role {name!r}")
+        self._by_group = Named(self._groups, lambda name: f"gang {gang!r} has no group {name!r}")
 
     @property
     def groups(self) -> Mapping[str, GroupHandle]:
         """The groups by name, to call collectives over references on; also those that this actor is no member of."""
-        return MappingProxyType(self._groups)
+        return self._by_group
 
     def scope(self, key: Key) -> AbstractContextManager[None]:
         """Make all calls to this gang in a block one scope, as `Gang.scope`."""
@@ -34,7 +37,7 @@ class GangHandle(Mapping[str, Handles[Any]]):
         return entered(handle._target.gang, key)
 
     def __getitem__(self, role: str) -> Handles[Any]:
-        return self._roles[role]
+        return self._by_role[role]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._roles)

@@ -4,6 +4,7 @@
      |- LinkError (ConnectionError)
      |   |- LinkClosed              this end closed it
      |   |- LinkBroken              the other end, or what lies between, broke it
+     |   |   `- WrongLoop           the other end is on another event loop of this process
      |   |- HandshakeError          the other end could not prove who it is, or speaks another version
      |   `- PortRefused             the other end serves no such port to us
      |- OutOfResources (OSError)    a process has no descriptors, memory or threads left
@@ -56,6 +57,10 @@ class LinkClosed(LinkError):
 
 class LinkBroken(LinkError):
     """The other end died or closed, or the wire between broke."""
+
+
+class WrongLoop(LinkBroken):
+    """The other end is in this process, on another event loop, and can be reached from there alone."""
 
 
 class HandshakeError(LinkError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from collective._core.exchanges import AllToAll, Gather, Scatter
 from collective._core.operands import check_out, describe
@@ -289,6 +289,12 @@ class Group:
         for rank, known in enumerate(self._engine.members):
             if (known.role, known.rank) == (member.role, member.rank):
                 self._engine.lose(rank, cause)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"group {self.name!r} is its member's own and stays in its process; what travels is the reference "
+            f"gang.groups[{self.name!r}], in an actor self.gang.groups[{self.name!r}]"
+        )
 
     def __repr__(self) -> str:
         return f"<Group {self.name!r} rank {self.rank} of {self.size} epoch {self.epoch} on {self.backend}>"

@@ -21,7 +21,7 @@ from collective._links.kinds import KINDS, make_kind
 from collective._links.mux import Mux
 from collective._links.ports import Ports
 from collective.abc import Channel, Endpoint, Link
-from collective.errors import LinkBroken, LinkClosed, LinkError, OutOfResources
+from collective.errors import LinkBroken, LinkClosed, LinkError, OutOfResources, WrongLoop
 from collective.types import Address, Credential
 
 if TYPE_CHECKING:
@@ -217,6 +217,8 @@ class LinkEndpoint(Endpoint):
                 continue
             try:
                 return await kind.dial(address)
+            except WrongLoop:
+                raise
             except LinkBroken as error:
                 failures.append(str(error))
         why = "; ".join(failures) or "it listens on nothing that can be reached from here"

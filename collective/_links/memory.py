@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from collective._links.carrier import Carrier, FrameSource, Kind
-from collective.errors import LinkBroken
+from collective.errors import LinkBroken, WrongLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +149,7 @@ class MemoryKind(Kind):
     async def dial(self, address: Address) -> Carrier:
         listener = _listening[address.endpoint]
         if listener._loop is not self._loop:
-            raise LinkBroken(
+            raise WrongLoop(
                 f"endpoint {address.endpoint} belongs to event loop {listener._loop!r}, this one to {self._loop!r}; "
                 "memory links stay within one loop"
             )

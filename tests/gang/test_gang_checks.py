@@ -8,7 +8,7 @@ import pytest
 
 from actors import Actor, Gang, NotReady, Role
 from collective import GroupSpec
-from scheduling import colocate
+from scheduling import colocate, spread
 
 
 class Reader(Actor):
@@ -37,6 +37,10 @@ def reader(name: str = "reader", count: int = 2, **options) -> Role[Reader]:
         ([reader(count=1.5)], {}, TypeError, "count is 1.5"),
         ([reader(count=True)], {}, TypeError, "count is True"),
         ([reader(threads=0)], {}, ValueError, "threads is 0"),
+        ([reader()], {"placement": "pack"}, TypeError, r"is 'pack', .* placement=pack\(\)"),
+        ([reader()], {"placement": spread}, TypeError, r"no Placement; .* placement=spread\(\)"),
+        ([reader()], {"placement": None}, TypeError, r"is None, .* placement=scheduling\.pack\(\)"),
+        ([reader()], {"groups": GroupSpec("g", roles=("reader",))}, TypeError, r"groups=\[GroupSpec\(\.\.\.\)\]"),
         ([reader(args=())], {}, TypeError, "'reader': the arguments do not fit Reader: missing .*'path'"),
         ([reader(args=("a", "b"))], {}, TypeError, "too many positional"),
         ([reader(kwargs={"limits": 3})], {}, TypeError, "unexpected keyword argument 'limits'"),
