@@ -6,7 +6,7 @@ import bisect
 import itertools
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from collective._rows.arrow_types import (
     Joined,
     dictionaries_of,
+    is_plain,
     is_simple,
     joins_cheaply,
     plain,
@@ -48,11 +49,12 @@ class ArrowFormat(Format):
         """Return the format of a RecordBatch or Table."""
         if not rows.schema.names:
             raise ValueError("rows have no columns; put at least one")
-        form = ArrowFormat(_text(rows.schema), rows.schema.serialize().to_pybytes(), _width(rows))
+        form = ArrowFormat(_text(rows.schema), rows.schema.serialize().to_pybytes(), 1)
         for number, each in enumerate(rows.schema):
             if not is_simple(each.type):
                 _check_column(each, rows.column(number))
-        return form
+        width = -(-form.size_of(rows) // rows.num_rows) if rows.num_rows else 1
+        return replace(form, row_bytes=max(1, width))
 
     def block(self, rows: Any) -> ArrowBlock:
         pa = pyarrow()
@@ -64,10 +66,11 @@ class ArrowFormat(Format):
             other = _text(rows.schema)
         if other != self.text:
             raise ValueError(f"rows are {other}, and those put before were {self}; all blocks have the same columns")
-        return ArrowBlock(pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows)
+        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        return ArrowBlock(table, self.size_of(table), _dictionaries(table, self.taken_apart))
 
     def storage(self, first: int, limit: int, pool: Pool) -> ArrowStorage:
-        return ArrowStorage(first)
+        return ArrowStorage(self, first)
 
     def landing(self, rows: int, valid: int, pool: Pool) -> ArrowLanding:
         return ArrowLanding(self, rows, valid)
@@ -88,6 +91,19 @@ class ArrowFormat(Format):
         pa = pyarrow()
         return pa.ipc.read_schema(pa.py_buffer(self.schema))
 
+    @cached_property
+    def taken_apart(self) -> list[int]:
+        """The columns that pyarrow cannot do all with that is wanted here."""
+        types = enumerate(self.arrow_schema.types)
+        return [number for number, kind in types if not (is_plain(kind, dictionaries=True) and joins_cheaply(kind))]
+
+    def size_of(self, rows: Any) -> int:
+        """Return about how many bytes rows take, without their dictionaries."""
+        if not self.taken_apart:
+            return int(rows.nbytes)
+        rest = rows.select([number for number in range(rows.num_columns) if number not in self.taken_apart])
+        return int(rest.nbytes) + sum(size_of(chunk) for chunk in _chunks(rows, self.taken_apart))
+
     def __reduce__(self) -> tuple[Any, ...]:
         return ArrowFormat, (self.text, self.schema, self.row_bytes)
 
@@ -100,10 +116,12 @@ class ArrowBlock(Block):
 
     lasting = True
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: Any, nbytes: int, dictionaries: dict[Any, int]) -> None:
         self.table = table
         self.rows = table.num_rows
-        self.nbytes = _size(table)
+        self.nbytes = nbytes
+        self.dictionaries = dictionaries
+        """Bytes of each dictionary, by where it lies."""
 
 
 class _Stored(Staged):
@@ -111,13 +129,12 @@ class _Stored(Staged):
 
     nbytes = 0
 
-    def __init__(self, table: Any) -> None:
-        self.table = table
+    def __init__(self, block: ArrowBlock, start: int, stop: int) -> None:
+        self.table = block.table.slice(start, stop - start)
         self.first = 0
-        self.rows = self.left = table.num_rows
-        self.held = _size(table)
-        self.dictionaries = _dictionaries(table)
-        """Bytes of each dictionary, by where it lies."""
+        self.rows = self.left = stop - start
+        self.held = block.nbytes * self.rows // block.rows
+        self.dictionaries = block.dictionaries
 
     def fill(self) -> None:
         """Do nothing: the rows stay where they are."""
@@ -126,7 +143,8 @@ class _Stored(Staged):
 class ArrowStorage(Storage):
     """Tables, one behind the other. A dictionary that several have counts once."""
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, form: ArrowFormat, first: int) -> None:
+        self._form = form
         self._tables: list[_Stored] = []
         self._dictionaries: Counter[Any] = Counter()
         """How many tables have each."""
@@ -135,7 +153,7 @@ class ArrowStorage(Storage):
 
     def stage(self, block: Block, start: int, stop: int, *, keep: bool) -> Staged:
         assert isinstance(block, ArrowBlock)
-        return _Stored(block.table.slice(start, stop - start))
+        return _Stored(block, start, stop)
 
     def add(self, staged: Staged) -> None:
         assert isinstance(staged, _Stored)
@@ -146,11 +164,12 @@ class ArrowStorage(Storage):
         self._tables.append(staged)
 
     def piece(self, first: int, stop: int) -> Piece:
-        tables = []
+        tables, nbytes = [], 0
         for stored in self._between(first, stop):
             start, end = max(first, stored.first), min(stop, stored.first + stored.rows)
             tables.append(stored.table.slice(start - stored.first, end - start))
-        return Piece([stop - first], [memoryview(_encode(tables))])
+            nbytes += stored.held * (end - start) // stored.rows
+        return Piece([stop - first], [], lambda: [memoryview(_encode(tables, self._form.taken_apart))], nbytes)
 
     def release(self, first: int, stop: int) -> None:
         for stored in self._between(first, stop):
@@ -197,13 +216,21 @@ class ArrowLanding(Landing):
             tables.append(_decode(buffer).slice(start, count))
             at += count
         picked = pa.array(places, mask=np.arange(self._rows) >= self._valid)
-        columns = []
-        for number, each in enumerate(schema):
+        columns: dict[int, Any] = dict.fromkeys(range(len(schema)))
+        rest = [number for number in columns if number not in self._form.taken_apart]
+        if tables and rest:
+            table = pa.concat_tables([table.select(rest) for table in tables]).take(picked)
+            batches = table.combine_chunks().to_batches()
+            if len(batches) > 1:
+                raise ValueError("a batch has more than 2 GiB in one column; put large_ types, or pass batch_size=less")
+            columns.update(zip(rest, batches[0].columns, strict=True))
+        for number in self._form.taken_apart if tables else columns:
+            each = schema.field(number)
             try:
-                columns.append(_pick([table.column(number) for table in tables], picked, each.type))
+                columns[number] = _pick([table.column(number) for table in tables], picked, each.type)
             except (ValueError, pa.ArrowException) as error:
                 raise ValueError(f"column {each.name!r}, {said(each.type)}: {error}") from error
-        return pa.RecordBatch.from_arrays(columns, schema=schema)
+        return pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)
 
 
 def _pick(columns: Iterable[Any], places: Any, kind: Any) -> Any:
@@ -212,10 +239,24 @@ def _pick(columns: Iterable[Any], places: Any, kind: Any) -> Any:
     chunks = list(itertools.chain.from_iterable(column.chunks for column in columns))
     if not chunks:
         return pa.nulls(len(places), kind)
+    if is_plain(kind) and _alike(chunks):  # quickly, as for most
+        return (chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)).take(places)
+    return _pick_apart(chunks, places, kind)
+
+
+def _pick_apart(chunks: Sequence[Any], places: Any, kind: Any) -> Any:
+    """Do as `_pick` does, of chunks of any type and with any dictionaries."""
+    pa = pyarrow()
     joined: list[Joined] = []
     arrays = [plain(chunk, _each(joined)) for chunk in chunks]
     whole = arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)
     return restored(whole.take(places), kind, _each(joined))
+
+
+def _alike(chunks: Sequence[Any]) -> bool:
+    """Whether the dictionaries inside of chunks of one column are equal."""
+    first, *rest = ([*dictionaries_of(chunk)] for chunk in chunks)
+    return all(one.equals(other) for each in rest for one, other in zip(first, each, strict=True))
 
 
 def _each(joined: list[Joined]) -> Iterator[Joined]:
@@ -226,17 +267,20 @@ def _each(joined: list[Joined]) -> Iterator[Joined]:
         yield joined[number]
 
 
-def _encode(tables: Sequence[Any]) -> Any:
+def _encode(tables: Sequence[Any], taken_apart: Sequence[int]) -> Any:
     """Return the rows of tables as one message. Of views and run-end encoded columns only what these rows have."""
     pa = pyarrow()
-    columns = []
-    for number in range(tables[0].num_columns):
+    columns: dict[int, Any] = dict.fromkeys(range(tables[0].num_columns))
+    rest = [number for number in columns if number not in taken_apart]
+    joined = pa.concat_tables([table.select(rest) for table in tables]).combine_chunks()
+    columns.update(zip(rest, joined.columns, strict=True))
+    for number in taken_apart:
         chunks = [plain(chunk) for table in tables for chunk in table.column(number).chunks]
         column = pa.chunked_array(chunks or [plain(tables[0].column(number).combine_chunks())])
         if len(chunks) > 1 and joins_cheaply(column.type):
             column = pa.table([column], names=["0"]).combine_chunks().column(0)
-        columns.append(column)
-    table = pa.table(columns, names=list(map(str, range(len(columns)))))  # of the names several may be equal
+        columns[number] = column
+    table = pa.table(list(columns.values()), names=list(map(str, columns)))  # of the names several may be equal
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -254,11 +298,15 @@ def _check_column(known: Any, column: Any) -> None:
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     first = next((chunk.slice(0, 1) for chunk in chunks if len(chunk)), None)
     first = pa.nulls(1, known.type) if first is None else first
+    why = ""
     try:
-        arrived = _pick([_decode(_encode([pa.table([first], names=["0"])])).column(0)] * 2, pa.array([1]), known.type)
-        arrived.validate(full=True)
-        same = arrived.equals(first) or repr(arrived.to_pylist()) == repr(first.to_pylist())  # NaN equals nothing
-        why = "" if same else "it arrives as another value"
+        arrived = _decode(_encode([pa.table([first], names=["0"])], [0])).column(0)
+        ways = [_pick([arrived] * 2, pa.array([1]), known.type)]
+        ways.append(_pick_apart(arrived.chunks * 2, pa.array([1]), known.type))
+        for each in ways:
+            each.validate(full=True)
+            if not each.equals(first) and repr(each.to_pylist()) != repr(first.to_pylist()):  # NaN equals nothing
+                why = "it arrives as another value"
     except (pa.ArrowException, TypeError, ValueError, OSError) as error:
         why = f"{type(error).__name__}: {error}"
     if why:
@@ -273,24 +321,16 @@ def _text(schema: Any) -> str:
     return f"{{{', '.join(columns)}}}"
 
 
-def _width(rows: Any) -> int:
-    """Return about how many bytes a row takes."""
-    return max(1, -(-_size(rows) // rows.num_rows)) if rows.num_rows else 1
-
-
-def _size(rows: Any) -> int:
-    return sum(size_of(chunk) for chunk in _chunks(rows))
-
-
-def _dictionaries(rows: Any) -> dict[Any, int]:
-    """Return how many bytes each dictionary takes, by where it lies."""
+def _dictionaries(rows: Any, numbers: Sequence[int]) -> dict[Any, int]:
+    """Return how many bytes each dictionary in some columns takes, by where it lies."""
     found = {}
-    for each in itertools.chain.from_iterable(map(dictionaries_of, _chunks(rows))):
+    for each in itertools.chain.from_iterable(map(dictionaries_of, _chunks(rows, numbers))):
         where = tuple(0 if buffer is None else buffer.address for buffer in each.buffers())
         found[where, each.offset, len(each)] = int(each.nbytes)
     return found
 
 
-def _chunks(rows: Any) -> Iterable[Any]:
-    for column in rows.columns:
+def _chunks(rows: Any, numbers: Sequence[int]) -> Iterable[Any]:
+    for number in numbers:
+        column = rows.column(number)
         yield from column.chunks if hasattr(column, "chunks") else [column]

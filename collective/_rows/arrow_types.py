@@ -7,6 +7,7 @@ slice of views takes all their memory along. `plain` and `restored` go through n
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -269,6 +270,7 @@ def size_of(array: Any) -> int:
     return int(array.nbytes)
 
 
+@cache
 def pyarrow() -> Any:
     """Return pyarrow, with what this package needs of it."""
     importlib.import_module("pyarrow.ipc")

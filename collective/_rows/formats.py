@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from collective._core.warm import Pool
     from collective._rows.order import Run
@@ -22,6 +22,10 @@ class Piece(NamedTuple):
 
     parts: list[int]
     buffers: list[Buffer]
+    encode: Callable[[], list[Buffer]] | None = None
+    """Returns the buffers instead, where making them costs more than finding them; may run off the loop."""
+    nbytes: int = 0
+    """About how many bytes `encode` makes."""
 
 
 class Block(ABC):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from collective._core.offload import LONG, offload
 from collective._rows.setup import Line
 from collective.abc import LARGE
 
@@ -45,10 +46,13 @@ class Outlet(Line):
         while self.wanted and nbytes < _MESSAGE:
             span = self.wanted.popleft()
             piece = storage.piece(*span)
+            made = piece.buffers
+            if piece.encode is not None:
+                made = await offload(piece.encode) if piece.nbytes > LONG else piece.encode()
             spans.append(span)
             parts.append(piece.parts)
-            buffers += piece.buffers
-            nbytes += sum(len(buffer) for buffer in piece.buffers)
+            buffers += made
+            nbytes += sum(len(buffer) for buffer in made)
         # Links of shared memory do not copy large buffers, and small ones cost as much as their bytes.
         joined = form.exact and len(buffers) > 1 and min(map(len, buffers)) <= LARGE
         if joined:

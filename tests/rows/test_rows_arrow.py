@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import decimal
+import threading
 from typing import Any
 
 import numpy as np
@@ -272,14 +273,31 @@ def test_a_mismatch_says_what_differs_inside_of_a_type() -> None:
     assert "map<string, int8 not null>}, and those put before were {x: arrow map<string, int8>}" in str(put)
 
 
+def test_large_pieces_are_encoded_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    from collective._rows import arrow
+
+    threads = set()
+
+    def encode(tables: Any, taken_apart: Any, encode: Any = arrow._encode) -> Any:
+        threads.add(threading.current_thread() is threading.main_thread())
+        return encode(tables, taken_apart)
+
+    monkeypatch.setattr(arrow, "_encode", encode)
+    for rows, inline in ((100, True), (4_000_000, False)):
+        threads.clear()
+        whole(pa.table({"x": np.zeros(rows)}))
+        assert threads == {inline}
+
+
 @pytest.mark.parametrize("name", [name for name in ARRAYS if "dictionar" not in name and name != "run ends of text"])
 def test_a_slice_sends_only_its_rows(name: str) -> None:
     from collective._rows import arrow
 
     many = pa.table({"x": pa.chunked_array([ARRAYS[name]] * 10_000)}).combine_chunks()
     part = many.slice(20_001, 8)
-    assert len(arrow._encode([part])) < 8_000
-    assert arrow._size(part) < 2_000
+    form = arrow.ArrowFormat.of(part)
+    assert len(arrow._encode([part], form.taken_apart)) < 8_000
+    assert form.size_of(part) < 2_000
 
 
 leaves = st.sampled_from(
