@@ -111,7 +111,11 @@ class Channel(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End the channel: what was sent is still delivered, then the other end's receive raises. Idempotent."""
+        """End the channel: what was sent is still delivered, then the other end's receive raises. Idempotent.
+
+        Nothing is received any more. The other end's sends raise LinkBroken as soon as it can be told, also where what
+        was sent has to wait until it receives.
+        """
 
 
 class Link(ABC):

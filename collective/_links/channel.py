@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from collective._links.inbox import Inbox
 from collective._links.outbox import Outbox, as_bytes
-from collective._links.wire import CLOSE, INLINE, POST, encode_message, frame_head
+from collective._links.wire import CLOSE, DEAF, INLINE, POST, encode_message, frame_head
 from collective.abc import LARGE, Channel, Message
 from collective.errors import LinkBroken, LinkClosed, LinkError, PortRefused, WouldBlock
 
@@ -38,14 +38,18 @@ class MuxChannel(Channel):
         self.outbox = Outbox(self, window)
         self.inbox = Inbox(self, window)
         self._error: LinkError | None = None
+        """Why nothing more is received."""
+        self._unsendable: LinkError | None = None
+        """Why nothing more is sent. The other end may have closed the channel, and have something to say before that
+        comes."""
         self._close_sent = False
         self._close_received = False
 
     # What the consumer does.
 
     def send_nowait(self, header: bytes, buffers: Sequence[Buffer] = ()) -> None:
-        if self._error is not None:
-            raise type(self._error)(*self._error.args)
+        if self._unsendable is not None:
+            raise type(self._unsendable)(*self._unsendable.args)
         if not self.outbox.offer(header, buffers):
             raise WouldBlock(
                 f"no credit on the channel to port {self.port!r}: the other end has messages to receive first; "
@@ -53,14 +57,14 @@ class MuxChannel(Channel):
             )
 
     def lend_nowait(self, header: bytes, buffers: Sequence[Buffer]) -> None:
-        if self._error is not None:
-            raise type(self._error)(*self._error.args)
+        if self._unsendable is not None:
+            raise type(self._unsendable)(*self._unsendable.args)
         if not self.outbox.offer_lent(header, buffers):
             raise WouldBlock(f"no credit on the channel to port {self.port!r}: `await send(...)` waits for it")
 
     async def send(self, header: bytes, buffers: Sequence[Buffer] = ()) -> None:
-        if self._error is not None:
-            raise type(self._error)(*self._error.args)
+        if self._unsendable is not None:
+            raise type(self._unsendable)(*self._unsendable.args)
         await self.outbox.send(header, buffers)
 
     def post(self, header: bytes, buffers: Sequence[Buffer] = ()) -> None:
@@ -68,7 +72,7 @@ class MuxChannel(Channel):
         total = len(header) + sum(map(len, views)) + 8 * len(views)
         if total - 8 * len(views) > LARGE or total > INLINE:
             raise ValueError(f"a post of {total} bytes in {len(views)} buffers; it may have at most {LARGE}")
-        if self._error is None:
+        if self._unsendable is None:
             self.mux.count_sent(total)
             self.mux.urge(encode_message(POST, self.id, self.inbox.take_owed(), header, views, total))
 
@@ -111,28 +115,40 @@ class MuxChannel(Channel):
 
     def _finish(self, error: LinkError, code: int, reason: str) -> None:
         """End the channel on our side; what waits to be sent goes first."""
-        self._error = error
+        self._error = self._unsendable = error
         text = reason.encode()[:_MOST_REASON]
         self.outbox.finish(frame_head(CLOSE, self.id, count=code, body=len(text)) + text)
         self.inbox.end(error)
         self.mux.ready(self)
+        if not self._close_sent:
+            # It may be a while until the other end receives what goes first. Until then it must not wait for us.
+            self.mux.urge(frame_head(DEAF, self.id, count=code, body=len(text)) + text)
+
+    def deaf_received(self, code: int, reason: str) -> None:
+        """The other end has closed the channel: nothing more is wanted, but something still comes."""
+        error = self._ended_there(code, reason)
+        self._unsendable = self._unsendable or error
+        self.outbox.fail(error)
+        self.mux.ready(self)  # Where this end has closed it too, its CLOSE need not wait any more.
 
     def close_received(self, code: int, reason: str) -> None:
         """The other end closed the channel: nothing more comes, and nothing more is wanted."""
         self._close_received = True
-        if code == REFUSED:
-            error: LinkError = PortRefused(reason)
-        else:
-            why = f": {reason}" if reason else ""
-            error = LinkBroken(f"the channel to port {self.port!r} was closed by the other end{why}")
-        self.outbox.fail(error)
+        error = self._ended_there(code, reason)
+        self._unsendable = self._unsendable or error
+        self.outbox.end(error)
         if not self._close_sent:
             self._close_sent = True
             self.mux.urge(frame_head(CLOSE, self.id))
-        if self._error is None:
-            self._error = error
+        self._error = self._error or error
         self.mux.forget(self)
         self.inbox.end(error)
+
+    def _ended_there(self, code: int, reason: str) -> LinkError:
+        if code == REFUSED:
+            return PortRefused(reason)
+        why = f": {reason}" if reason else ""
+        return LinkBroken(f"the channel to port {self.port!r} was closed by the other end{why}")
 
     def close_written(self) -> None:
         """Our CLOSE frame is on its way."""
@@ -148,9 +164,9 @@ class MuxChannel(Channel):
     def link_ended(self, error: LinkError) -> None:
         """The link is no more."""
         self._close_sent = True
-        if self._error is None:
-            self._error = error
-        self.outbox.fail(error)
+        self._error = self._error or error
+        self._unsendable = self._unsendable or error
+        self.outbox.end(error)
         self.inbox.end(error)
 
     def report(self, error: Exception, what: str) -> None:

@@ -11,6 +11,7 @@ from collective._links.wire import (
     CLOSE,
     CREDIT,
     DATA,
+    DEAF,
     FORGET,
     FORGOT,
     GRANT,
@@ -69,6 +70,7 @@ class Events(Protocol):
     def on_grant(self, channel: int, serial: int, how: int) -> None: ...
     def on_withdraw(self, channel: int) -> None: ...
     def on_channel_close(self, channel: int, code: int, reason: str) -> None: ...
+    def on_deaf(self, channel: int, code: int, reason: str) -> None: ...
     def on_bye(self, reason: str) -> None: ...
     def on_lend(self, channel: int, references: list[Reference]) -> None: ...
     def on_release(self, numbers: tuple[int, ...]) -> None: ...
@@ -179,6 +181,8 @@ class Decoder:
             events.on_withdraw(channel)
         elif kind == CLOSE:
             events.on_channel_close(channel, count, str(inside, "utf-8", "replace"))
+        elif kind == DEAF:
+            events.on_deaf(channel, count, str(inside, "utf-8", "replace"))
         elif kind == BYE:
             events.on_bye(str(inside, "utf-8", "replace"))
         else:

@@ -420,5 +420,10 @@ class Mux(Link):
         if found is not None:
             found.close_received(code, reason)
 
+    def on_deaf(self, channel: int, code: int, reason: str) -> None:
+        found = self._find(channel)
+        if found is not None:
+            found.deaf_received(code, reason)
+
     def on_bye(self, reason: str) -> None:
         self.end(LinkBroken(f"{self._name()} was closed by the other end{reason and f': {reason}'}"))

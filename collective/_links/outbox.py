@@ -125,6 +125,11 @@ class Outgoing:
         pieces[0] = head = frame_head(DATA, channel, body=size)
         return Frame(pieces, len(head) + size, None if self.left else self)
 
+    @property
+    def under_way(self) -> bool:
+        """Whether somebody waits for it of which a frame may be half written."""
+        return self.moved and self.done is not None and not self.done.done()
+
     def written(self) -> None:
         """Let the sender go on."""
         self.buffers = ()
@@ -368,13 +373,20 @@ class Outbox:
         """Let a CLOSE frame follow what waits."""
         self._close_frame = close_frame
 
+    def end(self, error: Exception) -> None:
+        """Send nothing more, not even a CLOSE frame."""
+        self._close_frame = None
+        self.fail(error)
+
     def fail(self, error: Exception) -> None:
-        """Drop what waits and tell who waits for it."""
+        """Drop what waits, a CLOSE frame excepted, and tell who waits for it. Their memory is not read any more."""
         waiting = [item for item in self._queue if isinstance(item, Outgoing)]
         if self._last is not None:
             waiting.append(self._last)
         self._queue.clear()
         self._waiting = 0
-        self._last = self._close_frame = None
+        self._last = None
+        if any(message.under_way for message in waiting):
+            self._channel.mux.carrier.detach()
         for message in waiting:
             message.fail(type(error)(*error.args))

@@ -11,6 +11,9 @@ ends share memory, a LEND may come before the first of these, with references to
 not come as data; RELEASE gives such memory back by the references' numbers. ADOPTED says whether a segment of it could
 be mapped: a LEND refers to those that were. FORGET ends a segment, which FORGOT confirms.
 
+A CLOSE comes after all that its sender had to send on the channel. Where some of that has to wait, a DEAF goes ahead:
+its sender has closed the channel, and throws away what comes on it.
+
 What does not parse raises WireError, which ends this link and nothing else.
 """
 
@@ -36,8 +39,8 @@ SHOWN = struct.Struct("<cQQ")
 """What goes there with a segment's descriptor: SHOW, its number and its size."""
 SHOW = b"s"
 
-OPEN, MESSAGE, POST, START, DATA, CREDIT, GRANT, WITHDRAW, CLOSE, BYE, LEND, RELEASE, FORGET, FORGOT, ADOPTED = range(
-    1, 16
+OPEN, MESSAGE, POST, START, DATA, CREDIT, GRANT, WITHDRAW, CLOSE, BYE, LEND, RELEASE, FORGET, FORGOT, ADOPTED, DEAF = (
+    range(1, 17)
 )
 PREFIX_FOLLOWS = 1
 """Flag of START: the prefix does not fit there; it is the first part of the data."""

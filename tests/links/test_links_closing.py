@@ -6,9 +6,9 @@ import asyncio
 
 import numpy as np
 import pytest
-from link_harness import KEY, channel_between, pair, run, turns, until
+from link_harness import KEY, channel_between, pair, pass_on, run, turns, until
 
-from collective.abc import LARGE, WINDOW, Message
+from collective.abc import LARGE, WINDOW, Channel, Message
 from collective.errors import LinkBroken, LinkClosed
 
 MIB = 1 << 20
@@ -63,6 +63,87 @@ def test_closing_ends_what_waits(kind: str) -> None:
                 with pytest.raises(LinkBroken, match="closed by the other end"):
                     await waiting
             await until(lambda: both.link.statistics().channels == 0)
+
+    run(main)
+
+
+WAITING = {
+    "messages in credit's order": (1 << 16, 100, 20_000),
+    "a message in the middle": (WINDOW, 3, 700_000),
+    "a message that is not asked for": (1 << 16, 2, 5 * MIB),
+}
+"""What an end has to say when it closes and must wait: the window, how many messages, and their size."""
+
+
+@pytest.mark.parametrize("both_close", [False, True], ids=["one closes", "both close"])
+@pytest.mark.parametrize(("window", "count", "size"), WAITING.values(), ids=WAITING.keys())
+def test_who_closes_while_it_waits_keeps_nobody_waiting(
+    kind: str, window: int, count: int, size: int, both_close: bool
+) -> None:
+    """An end that has closed a channel reads nothing there: the other is told though what goes first cannot go yet."""
+
+    async def main() -> None:
+        async with pair(kind) as both:
+            one, other = await both.channel(window=window)
+
+            async def fill(channel: Channel) -> int:
+                sent = 0
+                try:
+                    for _ in range(count):
+                        await channel.send(b"", [bytes([sent]) * size])
+                        sent += 1
+                except LinkBroken as error:
+                    assert "closed by the other end" in str(error)  # noqa: PT017
+                except LinkClosed:
+                    sent += 0
+                return sent
+
+            filling, other_filling = asyncio.create_task(fill(one)), asyncio.create_task(fill(other))
+            await turns(200)
+            assert not filling.done()
+            assert not other_filling.done()
+            one.close()
+            if both_close:
+                other.close()
+            async with asyncio.timeout(1):
+                await other_filling
+            with pytest.raises(LinkClosed if both_close else LinkBroken):
+                await other.send(b"")
+            with pytest.raises(LinkClosed if both_close else LinkBroken):
+                other.send_nowait(b"")
+            other.post(b"dropped")
+            if not both_close:
+                came = 0
+                with pytest.raises(LinkBroken, match="closed by the other end"):
+                    while True:
+                        assert set(bytes((await other.receive()).buffers[0])) == {came}
+                        came += 1
+                assert came == await filling > 0 or came == 1 + await filling
+            async with asyncio.timeout(1):
+                await filling
+                await until(lambda: both.link.statistics().channels == 0)
+            await pass_on(*await both.channel(), b"x")
+
+    run(main)
+
+
+def test_memory_of_a_send_that_was_ended_is_not_read_any_more(socket_kind: str) -> None:
+    """What is half written when the other end closes is finished from a copy: the sender's memory is the sender's."""
+
+    async def main() -> None:
+        async with pair(socket_kind) as both:
+            one, other = await both.channel(window=256 * MIB)
+            carrier = both.link.carrier  # type: ignore[attr-defined]
+            memory = bytearray(b"x" * 60_000)
+            parts = [memory] * 2000
+            sending = asyncio.create_task(one.send(b"", parts))
+            await until(lambda: bool(carrier._parked))
+            one.close_received(0, "")  # type: ignore[attr-defined]
+            memory[:] = bytes(60_000)  # as the sender may, as soon as it has heard
+            assert all(set(bytes(piece)) != {0} for piece in carrier._parked)
+            with pytest.raises(LinkBroken):
+                await sending
+            other.close()
 
     run(main)
 

@@ -182,6 +182,9 @@ NONSENSE = {
     "memory given back that nobody lent": w.encode_release([1]),
     "a segment gone that was never there": head(w.FORGET, 0, count=1),
     "a segment forgotten that nobody showed": head(w.FORGOT, 0, count=1),
+    "an end of a channel nobody opened": head(w.CLOSE, 4),
+    "deafness on a channel nobody opened": head(w.DEAF, 4),
+    "an answer to what was not shown": head(w.ADOPTED, 0, count=1),
     "credit from nowhere": head(w.CREDIT, credit=1),
     "credit by a message": w.encode_message(w.MESSAGE, 2, 9, b"", [], 0),
 }
@@ -284,7 +287,7 @@ def listening_mux(opened: list[Channel]) -> Mux:
     mux = Mux(
         Still(),
         remote="peer",
-        credential="gang",
+        credential=KEY,
         dialed=False,
         number=NO_LINK,
         on_open=lambda mux, channel: opened.append(channel),
@@ -315,7 +318,7 @@ def conversation() -> bytes:
     parts += [
         head(w.DATA, 2, body=len(rest[i : i + w.CHUNK])) + rest[i : i + w.CHUNK] for i in range(0, len(rest), w.CHUNK)
     ]
-    parts += [head(w.CLOSE, 4, body=3) + b"why", head(w.BYE, 0)]
+    parts += [head(w.DEAF, 4, body=3) + b"why", head(w.CLOSE, 4, body=3) + b"why", head(w.BYE, 0)]
     return b"".join(parts)
 
 
