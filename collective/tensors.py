@@ -130,8 +130,34 @@ def _name_of(dtype: Any) -> str:
     if dtype.type.__module__ == "ml_dtypes":
         return f"ml_dtypes:{dtype.name}"
     if dtype.fields is not None:
-        return f"numpy:{np.lib.format.dtype_to_descr(dtype)!r}"
+        return f"numpy:{_described(dtype)!r}"
     return dtype.str
+
+
+def _described(dtype: np.dtype[Any]) -> Any:
+    """Return a dtype as literals: its name, or of each field name, title, offset and dtype; wherever the fields lie."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return [_described(base), shape]
+    if dtype.fields is None:
+        return _name_of(dtype)
+    fields = [(name, *(dtype.fields[name] + (None,))[:3]) for name in dtype.names or ()]
+    inside = [(name, title, offset, _described(kind)) for name, kind, offset, title in fields]
+    return inside, dtype.itemsize
+
+
+def _from_described(described: Any) -> np.dtype[Any]:
+    if isinstance(described, str):
+        return numpy_dtype(described)
+    if isinstance(described, list):
+        base, shape = described
+        return np.dtype((_from_described(base), shape))
+    fields, itemsize = described
+    names, titles, offsets, kinds = zip(*fields, strict=True) if fields else ((), (), (), ())
+    formats = [_from_described(kind) for kind in kinds]
+    layout: Any = {"names": names, "titles": titles, "offsets": offsets, "formats": formats, "itemsize": itemsize}
+    dtype: np.dtype[Any] = np.dtype(layout)
+    return dtype
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -146,7 +172,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if library == "ml_dtypes":
         dtype = np.dtype(getattr(ml_dtypes, local))
     elif name.startswith("numpy:"):
-        dtype = np.lib.format.descr_to_dtype(ast.literal_eval(name.removeprefix("numpy:")))
+        dtype = _from_described(ast.literal_eval(name.removeprefix("numpy:")))
     else:
         dtype = np.dtype(name)
     return dtype
@@ -212,6 +238,11 @@ def empty(kind: str, shape: Sequence[int], dtype: str, device: str | None = None
         with _cupy_device(cupy, device):
             return cupy.empty(tuple(shape), numpy_dtype(dtype))
     raise ValueError(f"unknown kind of array {kind!r}; known are {', '.join(KINDS)}")
+
+
+def from_bytes(data: np.ndarray, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+    """Return the elements that a flat array of bytes holds, in place; also those of a dtype that has none."""
+    return data.view(dtype).reshape(shape) if dtype.itemsize else np.empty(shape, dtype)
 
 
 def shape_of(x: Array) -> tuple[int, ...]:
@@ -365,6 +396,8 @@ def _check_plain_tensor(torch: Any, x: Any) -> None:
         problem = "a nested tensor; pass its parts, or x.to_padded_tensor(...)"
     elif x.is_meta:
         problem = "a tensor on the meta device, which has no elements"
+    elif x.numel() and not x.data_ptr():
+        problem = "a tensor without memory: its storage was resized to nothing"
     else:
         return
     raise TypeError(f"{ACCEPTED} are accepted, not {problem}")

@@ -321,7 +321,7 @@ class Engine:
         kind, name = tensors.kind_and_dtype(dtype)
         host_dtype = tensors.numpy_dtype(name)
         memory = self.current.plane.empty(math.prod(shape) * host_dtype.itemsize)
-        return tensors.from_host(memory.view(host_dtype).reshape(shape), kind, dtype=name)
+        return tensors.from_host(tensors.from_bytes(memory, shape, host_dtype), kind, dtype=name)
 
     def statistics(self) -> GroupStatistics:
         """Return what the group does and holds now."""

@@ -95,7 +95,7 @@ def deliver(arrival: Arrival, out: Any) -> Any:
     data = arrival.data
     if out is None and arrival.shared is not None:  # not copied: a write copies its page, for this member alone
         data = np.frombuffer(private(arrival.shared), np.uint8)
-    array = data.view(tensors.numpy_dtype(spec.dtype)).reshape(spec.shape)
+    array = tensors.from_bytes(data, spec.shape, tensors.numpy_dtype(spec.dtype))
     if out is None:
         return tensors.from_host(array, spec.kind, spec.device, dtype=spec.dtype)
     tensors.fill(out, array)

@@ -53,7 +53,7 @@ def flat(tensor: Any) -> np.ndarray:
 
 def as_bytes(array: np.ndarray) -> np.ndarray:
     """View a one-dimensional contiguous array as uint8."""
-    return array.view(np.uint8) if array.size else np.empty(0, np.uint8)
+    return array.view(np.uint8) if array.nbytes else np.empty(0, np.uint8)
 
 
 def copies(tensor: Any, spec: Spec) -> int:

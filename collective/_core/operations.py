@@ -380,8 +380,10 @@ def _digest(what: str) -> bytes:
 
 
 def _brief(tensor: Any, spec: Spec) -> bytes | None:
-    """Return the bytes of a tensor in host memory, if they are few."""
-    return flat(tensor).tobytes() if spec.device == "cpu" and spec.nbytes <= BRIEF else None
+    """Return the bytes of a tensor in host memory, if they are few; bytes do not tell how many elements of none are."""
+    if spec.device != "cpu" or spec.nbytes > BRIEF or (not spec.nbytes and not numpy_dtype(spec.dtype).itemsize):
+        return None
+    return flat(tensor).tobytes()
 
 
 def check_rank(rank: Any, size: int, what: str) -> int:

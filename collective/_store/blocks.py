@@ -122,7 +122,7 @@ class Blocks:
         # The array holds the memory by its bytes, and the Memory by this subclass of memoryview's owner.
         keeper = np.frombuffer(memory.view, np.uint8).view(_Kept)
         keeper.memory = memory
-        array = np.frombuffer(keeper.data, np.uint8, count * host.itemsize).view(host).reshape(shape)
+        array = tensors.from_bytes(np.frombuffer(keeper.data, np.uint8, count * host.itemsize), shape, host)
         self._empties[memory.address] = memory
         if kind == "numpy":
             memory.array = weakref.ref(array)
