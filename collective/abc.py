@@ -117,6 +117,14 @@ class Channel(ABC):
         was sent has to wait until it receives.
         """
 
+    @abstractmethod
+    def abort(self) -> None:
+        """End the channel at once: what has not left is not sent, and a message of which a part has is cut off there.
+
+        When this returns, nothing of what was passed to `send`, or given by `allocate`, is read or written any more. A
+        send that waits raises LinkClosed. Idempotent.
+        """
+
 
 class Link(ABC):
     """An ordered, authenticated message pipe between two endpoints. Belongs to one event loop."""

@@ -208,7 +208,8 @@ class CollectiveMismatch(GroupError):
 
 
 class CollectiveTimeout(GroupError, TimeoutError):
-    """A collective was not announced by every member within the group's timeout."""
+    """A collective was not announced by every member within the group's timeout, or a message not sent within
+    its `recv_timeout`."""
 
     def __init__(
         self,
@@ -219,12 +220,17 @@ class CollectiveTimeout(GroupError, TimeoutError):
         *,
         scope: str = "",
         pending: Sequence[str] = (),
+        lone: bool = False,
     ) -> None:
         others = f" ({'; '.join(pending)})" if pending else ""
+        if lone:
+            remedy = "raise GroupSpec(recv_timeout=...) if that is normal; what still comes goes to the next recv"
+        else:
+            reset = "" if scope else ", then `await group.reset()` on every member"
+            remedy = f"raise GroupSpec(timeout=...) if that is normal{reset}"
         super().__init__(
             f"{operation} on group {group!r}{f' in {scope}' if scope else ''} waited {timeout:g} s for "
-            f"{', '.join(missing) or 'a member'}{others}; raise GroupSpec(timeout=...) if that is normal"
-            f"{'' if scope else ', then `await group.reset()` on every member'}"
+            f"{', '.join(missing) or 'a member'}{others}; {remedy}"
         )
         self.group = group
         self.operation = operation

@@ -39,6 +39,7 @@ async def form_group(
         credential=credential,
         backend=choose_backend(spec.backend, members),
         timeout=spec.timeout,
+        recv_timeout=spec.recv_timeout,
     )
     await engine.open(patient=True)
     return Group(engine)

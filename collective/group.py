@@ -24,7 +24,7 @@ from collective._integers import integer, shape_from
 from collective.errors import GroupClosed, WrongThread
 from collective.scopes import current_part, enter, leave, scope_in
 from collective.types import ReduceOp
-from collective.work import Work
+from collective.work import Work, await_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -403,17 +403,13 @@ class Batch:
     def __await__(self) -> Generator[Any, None, list[Any]]:
         if self._works is None:
             raise RuntimeError(f"a batch of group {self._group.name!r} is awaited after its with block was left")
-        return self._gather(self._works).__await__()
+        return await_all(self._works)
 
     def _defer(self, call: Callable[[], Work[Any]], name: str) -> None:
         self._group._enter(f"batch.{name}()")
         if self._works is not None:
             raise RuntimeError(f"batch.{name}() on group {self._group.name!r} after its with block was left")
         self._calls.append(call)
-
-    @staticmethod
-    async def _gather(works: list[Work[Any]]) -> list[Any]:
-        return [await work for work in works]
 
 
 def _caller() -> str:

@@ -11,7 +11,8 @@ from uuid import uuid4
 import numpy as np
 
 from collective import tensors
-from collective._core.offload import LONG, offload
+from collective._core.offload import LONG, offload_through
+from collective._gate import Gate
 from collective._integers import shape_from
 from collective._links.mapping import PAGE, round_up
 from collective._store import trees
@@ -256,15 +257,14 @@ async def _copy(tree: Tree, plan: trees.Plan, parts: Sequence[memoryview]) -> No
         if plan.sizes[leaf.part] is not None and array.nbytes:
             copies.append((leaf.view(parts[leaf.part]), array))
     if sum(target.nbytes for target, _ in copies) <= LONG:
-        _copy_all(copies)
+        _copy_all(copies, Gate())
         return
     pieces = [piece for copy in copies for piece in _cut(*copy)]
     half = sum(target.nbytes for target, _ in pieces) // 2
     first: list[tuple[np.ndarray, np.ndarray]] = []
     while pieces and sum(target.nbytes for target, _ in first) < half:
         first.append(pieces.pop(0))
-    # Where this is cancelled, threads may go on for a moment, into memory that nobody reads and that is kept till then.
-    await asyncio.gather(*(offload(partial(_copy_all, each)) for each in (first, pieces) if each))
+    await asyncio.gather(*(offload_through(partial(_copy_all, each)) for each in (first, pieces) if each))
 
 
 def _cut(target: np.ndarray, source: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -276,9 +276,9 @@ def _cut(target: np.ndarray, source: np.ndarray) -> list[tuple[np.ndarray, np.nd
     return [(to[:middle], of[:middle]), (to[middle:], of[middle:])]
 
 
-def _copy_all(copies: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+def _copy_all(copies: Sequence[tuple[np.ndarray, np.ndarray]], gate: Gate) -> None:
     for target, source in copies:
-        np.copyto(target, source, casting="no")
+        gate.fill(target, source)
 
 
 def default_limit() -> int:

@@ -26,12 +26,14 @@ class GroupSpec:
     :param backend: "auto", "shm" (members on one host), "two-level" (shared memory inside hosts, Gloo between them; of
         which only one is left where all members share a host, or none do), "gloo" or "memory" (members in one process).
     :param timeout: seconds that a collective may wait, from the first member's announcement, for the last one's.
+    :param recv_timeout: seconds that a `recv` may wait for its message; None: for ever.
     """
 
     name: str
     roles: tuple[str, ...]
     backend: str = "auto"
     timeout: float = 300.0
+    recv_timeout: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.roles, str):
@@ -43,6 +45,10 @@ class GroupSpec:
             raise ValueError(f"GroupSpec({self.name!r}): roles {self.roles!r} name one role twice")
         if not self.timeout > 0:
             raise ValueError(f"GroupSpec({self.name!r}): timeout is {self.timeout!r}; it must be positive, in seconds")
+        if self.recv_timeout is not None and not self.recv_timeout > 0:
+            raise ValueError(
+                f"GroupSpec({self.name!r}): recv_timeout is {self.recv_timeout!r}; positive, in seconds, or None"
+            )
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ LAYERS = {
         {"_by_value", "_integers", "_cuts", "_grids", "_boxes", "_rings", "_tallies", "_relays", "_reductions"}
         | {"_pairs", "_moving", "_summing", "_routes", "_plots", "layouts", "planning"},
         # Public, and below the private folders.
-        {"tensors", "_array_pickling", "_arrow_pickling", "_torch_pickling", "reductions", "work", "scopes", "freight"},
+        {"tensors", "_array_pickling", "_arrow_pickling", "_torch_pickling", "_gate", "reductions", "work", "scopes"}
+        | {"freight"},
         {"_core", "_backends", "_links", "_rows", "_store"},
     ],
     "scheduling": [{"types", "errors"}, {"abc"}],

@@ -15,9 +15,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from collective._backends._gate import Gate
 from collective._backends._gloo_board import Board
 from collective._backends._worker import Worker
+from collective._gate import Gate
 from collective.errors import BackendError, OutOfResources
 
 if TYPE_CHECKING:

@@ -2,9 +2,9 @@
 
 An operation that is short is driven on the loop. Where others are not there yet, the loop spins for a moment, if that
 has paid of late, and then goes about its business until the bell rings. What is long is driven by the worker, which
-takes what is queued behind it too. The lock is held during every step: when `abandon` has had it, nothing of a caller's
-is touched any more. After a step that failed no other is taken: this member's phases would no longer pair with the
-others'. The group breaks then.
+takes what is queued behind it too. Every step is taken inside the gate: when `abandon` has shut that, nothing of a
+caller's is touched any more. After a step that failed no other is taken: this member's phases would no longer pair with
+the others'. The group breaks then.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import threading
 from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from collective._backends._shm_steps import POST
 from collective._backends._worker import Worker
 from collective._core.offload import LONG
+from collective._gate import Gate
 from collective.errors import BackendError
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class Driver:
         self._loop = loop
         self._segment = segment
         self._name = name
-        self._lock = threading.Lock()
+        self._gate = Gate()
+        """It guards the fields below as well, where the loop and the worker share them."""
         self._moves: deque[_Move] = deque()
         self._driving = False
         """Whether the loop or the worker has taken on what is queued."""
@@ -108,7 +109,6 @@ class Driver:
         self._listening = False
         self._resuming = False
         """Whether the loop goes on driving in its next turn."""
-        self._ended = False
         self._worker: Worker | None = None
         # A peer in this process needs the GIL, and perhaps this very loop, to get here; one on this CPU needs the CPU.
         hopeless = (segment is not None and segment.shares_process()) or len(os.sched_getaffinity(0)) == 1
@@ -119,7 +119,7 @@ class Driver:
     def start(self, steps: Steps, nbytes: int, *, result: T | None = None) -> asyncio.Future[T]:
         """Take an operation that copies and reduces so many bytes, after those before it; its end gives `result`."""
         done: asyncio.Future[T] = self._loop.create_future()
-        with self._lock:
+        with self._gate:
             self._moves.append(_Move(steps, nbytes, done, result))
             idle, self._driving = not self._driving, True
         if idle:
@@ -128,6 +128,8 @@ class Driver:
 
     def abandon(self) -> None:
         """Take no more steps, and free all as soon as the worker is out of it. Idempotent."""
+        if self._segment is not None and not self._ended:
+            self._segment.disown()
         self._end(None)
 
     async def aclose(self) -> None:
@@ -136,12 +138,16 @@ class Driver:
         if self._end(released):
             await released
 
+    @property
+    def _ended(self) -> bool:
+        return not self._gate.is_open
+
     def _end(self, released: asyncio.Future[None] | None) -> bool:
         """Take no more steps; return whether that is new, and `released` will be done."""
-        with self._lock:
-            if self._ended:
-                return False
-            self._ended = True
+        if self._ended:
+            return False
+        self._gate.shut()
+        with self._gate:
             self._moves.clear()
             if self._on_worker and self._segment is not None:
                 self._segment.ring()
@@ -158,7 +164,7 @@ class Driver:
     def _drive_on_loop(self) -> None:
         left = INLINE
         while not self._ended:
-            with self._lock:
+            with self._gate:
                 if not self._moves:
                     self._driving = False
                     return
@@ -182,7 +188,7 @@ class Driver:
                 return
             move.done.set_result(move.result)
             left -= move.nbytes
-            with self._lock:
+            with self._gate:
                 self._moves.popleft()
 
     def _has_worker(self) -> bool:
@@ -232,7 +238,7 @@ class Driver:
 
     def _drive_on_worker(self) -> None:
         while True:
-            with self._lock:
+            with self._gate:
                 if self._ended or not self._moves:
                     self._driving = self._on_worker = False
                     return
@@ -244,7 +250,7 @@ class Driver:
             except Exception as error:
                 self._tell(move.done, None, _failure(error))
                 return
-            with self._lock:
+            with self._gate:
                 if not self._ended:
                     self._moves.popleft()
                     self._tell(move.done, move.result, None)
@@ -268,8 +274,8 @@ class Driver:
 
     def _step(self, move: _Move) -> bool:
         """Take a step; return False after the last one."""
-        with self._lock:
-            if self._ended:
+        with self._gate as is_open:
+            if not is_open:
                 return False
             move.begun = True
             more = next(move.steps, None)

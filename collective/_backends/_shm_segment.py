@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 _LINE: Final = 512
 """Bytes of the head that each member has, so that no cache line, nor a prefetched neighbour, has two writers."""
-_POSTED, _AWAITED, _PROCESS = 0, 16, 32
-"""Words in a member's line: phases that it has posted; the phase that it sleeps for, or 0; its process id."""
+_POSTED, _AWAITED, _PROCESS, _DISOWNED = 0, 16, 32, 48
+"""Words in a member's line: phases that it has posted; the phase that it sleeps for, or 0; its process id; whether
+its callers' memory is their own again, though others may be reading it."""
 
 
 class Geometry:
@@ -140,6 +141,15 @@ class Segment:
     def has_posted(self, rank: int) -> bool:
         """Whether a member has posted the phase that this one posted last."""
         return bool(self._words[self.geometry.line(rank) + _POSTED] >= self.phase)
+
+    def disown(self) -> None:
+        """Say that this member's callers may change from now on what it lent to the others: its operations fail."""
+        self._words[self._own + _DISOWNED] = 1
+
+    def owns(self, rank: int) -> bool:
+        """Whether what a member lent was as it should be, when it was read before this."""
+        # Whatever its caller stores there comes after the word, and x86 keeps the order of stores and that of loads.
+        return not self._words[self.geometry.line(rank) + _DISOWNED]
 
     def announce_sleep(self) -> bool:
         """Say that this member sleeps until all have come; False where they just have. The bell rings when they do."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
+from collective.errors import BackendError
 from collective.reductions import reduce_arrays
 from collective.types import ReduceOp
 
@@ -63,6 +64,12 @@ class _Inputs:
                 if offset >= 0:
                     self.blocks[other] = segment.blocks.view(other, offset, self._sizes[other])
             self.all_in_place = self.in_place and len(self.blocks) == len(segment.others)
+
+    def check(self) -> None:
+        """Raise where what was read in place may have been changed meanwhile: it is not to be passed on."""
+        for other in self.blocks:
+            if not self._segment.owns(other):
+                raise BackendError(f"rank {other} gave up while its input was read in place")
 
     @property
     def lent(self) -> bool:
@@ -125,6 +132,7 @@ def broadcast(segment: Segment, array: np.ndarray, root: int) -> Steps:
         if rank != root:
             shown = inputs.blocks[root][start:] if root in inputs.blocks else segment.chunks[root][segment.reading]
             part[:] = shown[: part.size]
+    inputs.check()
     if inputs.lent:
         yield POST
 
@@ -148,6 +156,7 @@ def allgather(segment: Segment, source: np.ndarray, target: np.ndarray, counts: 
                 block = inputs.blocks.get(other)
                 shown = segment.chunks[other][segment.reading] if block is None else block[start:]
                 target[place : place + size] = shown[:size]
+    inputs.check()
     if inputs.lent:
         yield POST
 
@@ -206,6 +215,7 @@ def _reduce_in_shards(segment: Segment, source: np.ndarray, target: np.ndarray |
             parts[rank] = part[first:last]
             mine = segment.results[rank][1 - which][: (last - first) * itemsize].view(part.dtype)
             reduce_arrays(parts, op, mine)
+            inputs.check()
         if start is not None and target is not None:
             before = target[start : start + length]
             if last > first:
@@ -239,6 +249,7 @@ def reduce_scatter(
                 parts.append(chunk[place * itemsize : (place + count) * itemsize].view(source.dtype))
             parts[rank] = source[places[rank] + start : places[rank] + start + count]
             reduce_arrays(parts, op, target[start : start + count])
+    inputs.check()
     if inputs.lent:
         yield POST
 

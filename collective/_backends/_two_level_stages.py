@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 
-    from collective._backends._gate import Gate
     from collective._backends._two_level_line import Stages
     from collective._backends._two_level_places import Places
+    from collective._gate import Gate
     from collective.abc import DataPlane
 
 SHORT: Final = 64 << 10

@@ -26,7 +26,6 @@ import numpy as np
 
 from collective._backends._gloo_session import SHORT, Moves, Session
 from collective.abc import DataPlane
-from collective.errors import BackendError
 from collective.reductions import reduce_arrays
 from collective.types import ReduceOp
 
@@ -61,7 +60,7 @@ class GlooPlane(DataPlane):
             return self._session.finished()
 
         def issue(mesh: Mesh | None) -> Moves:
-            staging = array.copy() if self._rank == root else np.empty_like(array)
+            staging = self._staged([array]) if self._rank == root else np.empty_like(array)
             works = _broadcasts(mesh, [(staging, root)])
             return Moves(works, _nothing if self._rank == root else lambda: self._gate.copy(array, staging))
 
@@ -103,7 +102,8 @@ class GlooPlane(DataPlane):
         def broadcast(mesh: Mesh | None) -> Moves:
             staging = np.empty_like(target)
             parts = _split(staging, counts)
-            parts[self._rank][:] = source
+            self._gate.copy(parts[self._rank], source)
+            self._gate.check()
             works = _broadcasts(mesh, [(part, root) for root, part in enumerate(parts) if part.size])
             return Moves(works, lambda: self._gate.copy(target, staging))
 
@@ -163,12 +163,12 @@ class GlooPlane(DataPlane):
                 whole = np.empty_like(source)
                 shards = _split(whole, counts)
                 self._combine(parts, op, shards[self._rank])
-                self._check_open()
+                self._gate.check()
                 pieces = [(shard.view(np.uint8), rank) for rank, shard in enumerate(shards) if shard.size]
                 return Moves(_broadcasts(mesh, pieces), lambda: self._gate.copy(_given(target), whole))
             shard = np.empty(mine, source.dtype)
             self._combine(parts, op, shard)
-            self._check_open()
+            self._gate.check()
             sent = [shard if rank == root else shard[:0] for rank in range(self._size)]
             works, parts = self._exchange(mesh, sent, counts if self._rank == root else [0] * self._size)
             if self._rank != root:
@@ -192,10 +192,24 @@ class GlooPlane(DataPlane):
         if mesh is None:
             return [], parts
         pieces = [array[:0] if rank == self._rank else array for rank, array in enumerate(sent)]
-        staging = np.concatenate([piece.view(np.uint8) for piece in pieces])
+        staging = self._staged([piece.view(np.uint8) for piece in pieces])
         sizes = [count * dtype.itemsize for count in others]
         work = mesh.exchange(received.view(np.uint8), staging, sizes, [piece.nbytes for piece in pieces])
         return [work], parts
+
+    def _staged(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return what arrays of one dtype hold, one after the other, for other members to get.
+
+        Raises:
+            Stopped: the group was abandoned meanwhile, and the callers may have changed them.
+        """
+        staging = np.empty(sum(array.size for array in arrays), arrays[0].dtype)
+        start = 0
+        for array in arrays:
+            self._gate.copy(staging[start : start + array.size], array)
+            start += array.size
+        self._gate.check()
+        return staging
 
     def _combine(self, parts: Sequence[np.ndarray], op: ReduceOp, target: np.ndarray) -> None:
         self._gate.write(target, lambda piece: reduce_arrays([part[piece] for part in parts], op, target[piece]))
@@ -203,12 +217,6 @@ class GlooPlane(DataPlane):
     def _deliver(self, parts: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> None:
         for part, target in zip(parts, targets, strict=True):
             self._gate.copy(target, part)
-
-    def _check_open(self) -> None:
-        """Keep what an abandoned reduction left unfinished from the other members."""
-        if not self._gate.is_open:
-            raise BackendError("gloo: the group was abandoned")
-
 
 def _broadcasts(mesh: Mesh | None, pieces: Sequence[tuple[np.ndarray, int]]) -> list[distributed.Work]:
     """Issue broadcasts of bytes, each from its root."""

@@ -13,8 +13,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from collective._backends._gate import Gate
 from collective._core.offload import LONG, offload
+from collective._gate import Gate
 from collective.abc import DataPlane, PlaneContext
 from collective.errors import BackendError
 from collective.reductions import reduce_arrays

@@ -17,10 +17,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from collective._backends import make_plane, plane_within_a_host
-from collective._backends._gate import Gate
 from collective._backends._two_level_line import Line
 from collective._backends._two_level_places import Places
 from collective._backends._two_level_stages import Levels
+from collective._gate import Gate
 from collective.abc import DataPlane
 from collective.errors import BackendError
 

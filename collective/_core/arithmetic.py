@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,11 +9,13 @@ import numpy as np
 from collective import reductions
 from collective._core.offload import LONG
 from collective._core.streams import DST, SRC, cut, view_of
+from collective._gate import PIECE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from collective._boxes import Box
+    from collective._gate import Gate
     from collective._pairs import Part, Sum
     from collective.types import ReduceOp
 
@@ -33,13 +34,12 @@ class Job(NamedTuple):
 
 
 class Arithmetic:
-    """What one rank does for all tensors of one operation."""
+    """What one rank does for all tensors of one operation, as far as its gate is open."""
 
-    def __init__(self, rank: int, jobs: Sequence[Job]) -> None:
+    def __init__(self, rank: int, jobs: Sequence[Job], gate: Gate) -> None:
         self._rank = rank
         self._jobs = jobs
-        self._stopped = False
-        self._writing = threading.Lock()
+        self._gate = gate
         self.operands = {sender: np.empty(size, np.uint8) for sender, size in self._sizes().items()}
         """The contributions of each other rank, one after the other, in bytes."""
 
@@ -60,8 +60,8 @@ class Arithmetic:
                 assert job.source is not None
                 assert job.result is not None
                 for part in _chunks(box, job.source.itemsize):
-                    with self._writing:
-                        if self._stopped:
+                    with self._gate as is_open:
+                        if not is_open:
                             return
                         view_of(job.result, part, DST)[...] = view_of(job.source, part, SRC)
 
@@ -72,19 +72,11 @@ class Arithmetic:
             for total in job.part.sums:
                 assert job.result is not None
                 for part in _chunks(total.box, job.result.itemsize):
-                    with self._writing:
-                        if self._stopped:
+                    with self._gate as is_open:
+                        if not is_open:
                             return
                         self._reduce(job, total, part, used)
         self.operands.clear()
-
-    def stop(self) -> None:
-        """Write nothing any more, on whatever thread, once this has returned: the caller may use results' memory again.
-
-        It waits for a chunk that is being written.
-        """
-        with self._writing:
-            self._stopped = True
 
     def _sizes(self) -> dict[int, int]:
         sizes: dict[int, int] = {}
@@ -118,5 +110,5 @@ class Arithmetic:
 
 
 def _chunks(box: Box, itemsize: int) -> Iterator[Box]:
-    """Yield a box in parts, each of which takes about a millisecond."""
-    return cut(box, max(1, LONG // itemsize))
+    """Yield a box in parts, for each of which whoever shuts the gate may wait."""
+    return cut(box, max(1, PIECE // itemsize))

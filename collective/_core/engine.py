@@ -58,6 +58,7 @@ class Engine:
         backend: str,
         timeout: float,
         default_scope: Scope = scopes.DEFAULT,
+        recv_timeout: float | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.endpoint = endpoint
@@ -69,6 +70,7 @@ class Engine:
         self.credential = credential
         self.backend = settle(backend, [member.address.host for member in members])
         self.timeout = timeout
+        self.recv_timeout = recv_timeout
         self.token = f"{key}#{rank}"
         self.closed = False
         self.me = f"rank {rank} ({members[rank]})"
@@ -177,6 +179,7 @@ class Engine:
             credential=self.credential,
             backend=self.backend,
             timeout=self.timeout,
+            recv_timeout=self.recv_timeout,
             default_scope=scope,
         )
 
@@ -213,7 +216,7 @@ class Engine:
         """
         epoch = self.current
         record = operation.record(where)
-        work: Work[Any] = Work(f"{record.what} at {where}")
+        work: Work[Any] = Work(f"{record.what} at {where}", stop=operation.stop)
         if epoch.fault is not None or scope.root in self.ended:
             work._fail(self._refusal(epoch, scope))
             return work

@@ -68,6 +68,8 @@ class Epoch:
             parts=engine.parts,
             ended=engine.ended,
             on_waiting=engine.watchdog.tell,
+            recv_timeout=engine.recv_timeout,
+            overdue=engine.faults.overdue_recv,
         )
         self.flows = Flows(
             number,
@@ -131,9 +133,11 @@ class Epoch:
         """Fail what comes after the cut, once what comes before it is known to be agreed."""
         if self._cut is None or self.agreed < self._cut or self.fault is None:
             return
-        for entry in [each for each in self.pending.values() if not each.agreed or each.seq >= self._cut]:
-            del self.pending[entry.number]
-            entry.fail(self.fault())
+        cut = self._cut
+        for entry in [each for each in self.pending.values() if not each.agreed or each.seq >= cut]:
+            if not entry.issued:  # else it fails when the data plane is abandoned, which may be at its memory till then
+                del self.pending[entry.number]
+                entry.fail(self.fault())
         if self.drained:
             self._on_drained()
 
@@ -184,7 +188,8 @@ class Epoch:
     @property
     def drained(self) -> bool:
         """Whether the epoch was cut, and nothing before the cut is pending."""
-        return self._cut is not None and self.agreed >= self._cut and not self.pending
+        cut = self._cut
+        return cut is not None and self.agreed >= cut and all(entry.seq >= cut for entry in self.pending.values())
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a coroutine that is cancelled when the epoch ends, perhaps before its first step."""

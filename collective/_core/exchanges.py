@@ -40,7 +40,8 @@ class Exchange(Operation):
 
     def stage(self) -> None:
         nothing = np.empty(0, np.uint8)
-        self.sources = [nothing if piece is None else as_bytes(flat(piece)) for piece in self.pieces]
+        gate = self.gate if self.stage_bytes else None
+        self.sources = [nothing if piece is None else as_bytes(flat(piece, gate)) for piece in self.pieces]
         self.pieces = []
         self.landings = []
         self.targets = []
@@ -62,7 +63,7 @@ class Exchange(Operation):
         return any(landing.long for landing in self.landings if landing is not None)
 
     def finish(self) -> Any:
-        return [None if landing is None else landing.finish() for landing in self.landings]
+        return [None if landing is None else landing.finish(self) for landing in self.landings]
 
 
 class Gather(Exchange):

@@ -136,6 +136,11 @@ class Fabric:
         self._channels.discard(channel)
         channel.close()
 
+    def cut(self, channel: Channel) -> None:
+        """Close a data channel in the middle of what it sends or receives."""
+        self._channels.discard(channel)
+        channel.abort()
+
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
         """Run a coroutine that ends with the fabric at the latest."""
         task = asyncio.get_running_loop().create_task(coroutine)

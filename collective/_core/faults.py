@@ -177,6 +177,14 @@ class Faults:
         if not pending.work.done():
             epoch.spawn(self._call_roll(epoch, pending))
 
+    def overdue_recv(self, src: int, description: str) -> CollectiveTimeout:
+        """Return the error of a recv that has waited for as long as it may. It alone ends: the group goes on."""
+        engine = self._engine
+        assert engine.recv_timeout is not None, "without one nothing is overdue"
+        return CollectiveTimeout(
+            engine.name, description, engine.recv_timeout, [engine.name_of(src)], lone=True
+        )
+
     async def _call_roll(self, epoch: Epoch, pending: Pending) -> None:
         engine, scope = self._engine, pending.scope
         ahead = sum(each.number < pending.number for each in epoch.waiting_in(scope.bytes))

@@ -61,8 +61,6 @@ class Flows:
         self._posts: dict[tuple[int, Any], list[Message]] = {}
         self._open: set[Channel] = set()
         self._ended = False
-        self.stops: set[Callable[[], None]] = set()
-        """What stops threads that write to anybody's memory. Tasks learn of the end too late for that: a turn later."""
 
     async def open(self, dst: int, place: Any) -> Channel:
         """Open a channel to a member.
@@ -123,12 +121,10 @@ class Flows:
             del self._sinks[src, place]
 
     def end(self) -> None:
-        """Close every channel: nothing is written to anybody's memory any more."""
+        """Cut off every channel: by them nothing of anybody's memory is read or written any more."""
         self._ended = True
-        for stop in self.stops:
-            stop()
         for channel in self._open:
-            self._fabric.forget(channel)
+            self._fabric.cut(channel)
         self._open.clear()
         self._early.clear()
         self._sinks.clear()

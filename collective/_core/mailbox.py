@@ -19,12 +19,12 @@ import numpy as np
 
 from collective import tensors
 from collective._core.budget import Budget
-from collective._core.messages import NOTHING, Arrival, Offer, Recv, deliver, line_of, misfit
+from collective._core.messages import NOTHING, Arrival, Offer, Recv, Unfinished, deliver, line_of, misfit
 from collective._core.offload import LONG, offload
 from collective._core.operands import Spec, as_bytes, copies, flat
 from collective._links.arena import arena
 from collective.abc import LARGE
-from collective.errors import BackendError, CollectiveError
+from collective.errors import BackendError, CollectiveError, LinkError
 from collective.scopes import DEFAULT, ROOT, Ending, current_call
 from collective.work import Work
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collective._core.agreement import Ended
     from collective._core.fabric import Fabric
     from collective._core.messages import Line
+    from collective._gate import Gate
     from collective.abc import Channel, Message
     from collective.scopes import Call, Parts, Scope
 
@@ -60,6 +61,8 @@ class Mailbox:
     :param parts: the actor's parts in calls.
     :param ended: the scopes that have ended in the group.
     :param on_waiting: called now and then while receives of calls wait.
+    :param recv_timeout: seconds that a recv may wait; None: for ever.
+    :param overdue: returns the error of a recv that has waited so long, by its source and description.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Mailbox:
         parts: Parts,
         ended: Ended,
         on_waiting: Callable[[], None],
+        recv_timeout: float | None = None,
+        overdue: Callable[[int, str], Exception] | None = None,
     ) -> None:
         self._rank = rank
         self._me = me
@@ -92,13 +97,19 @@ class Mailbox:
         self._spawn = spawn
         self._on_failure = on_failure
         self._on_cut_off = on_cut_off
+        self._recv_timeout = recv_timeout
+        self._overdue = overdue
+        self._loop = asyncio.get_running_loop()
+        self._over = False
+        """Whether nothing is sent or received any more."""
+        self._arrivals = 0
         self._cut_off: set[int] = set()
         self._arrived: dict[tuple[int, Line], deque[Arrival]] = {}
         self._wanted: dict[tuple[int, Line], deque[Recv]] = {}
         self._matched: dict[tuple[int, int], Arrival] = {}
         self._incoming: set[Channel] = set()
         """On which the bytes of messages come."""
-        self._active: set[Work[Any]] = set()
+        self._active: set[Unfinished] = set()
         self._offers: dict[int, Offer] = {}
         self._tickets = 0
         self._eager = Budget(EAGER)
@@ -106,7 +117,6 @@ class Mailbox:
 
     def send(self, scope: Scope, tensor: Any, spec: Spec, dst: int, tag: int) -> Work[None]:
         """Send a tensor of that spec."""
-        work: Work[None] = Work(f"send({spec}, dst={dst}, tag={tag})")
         nbytes, line = spec.nbytes, line_of(scope, tag)
         if nbytes <= LARGE and self._eager.spend(dst, nbytes):
             data = as_bytes(flat(tensor))
@@ -115,31 +125,34 @@ class Mailbox:
                 self._arrive(Arrival(dst, line, spec, data, data, budget=self._eager))
             else:
                 self._tell(dst, ("eager", line, tuple(spec)), [data.data] if nbytes else [])
-            work._succeed(None)
-            return work
+            return _sent(spec, dst, tag)
         if LARGE < nbytes <= LONG and self._lend(tensor, spec, dst, ("lent", line, tuple(spec))):
-            work._succeed(None)
-            return work
+            return _sent(spec, dst, tag)
         self._tickets += 1
-        self._offers[self._tickets] = Offer(work, dst, tensor, spec, scope, current_call())
-        self._track(work)
+        offer = self._offers[self._tickets] = Offer(
+            dst, tag, tensor, spec=spec, scope=scope, call=current_call()
+        )
+        self._active.add(offer)
         if dst == self._rank:
             self._arrive(Arrival(dst, line, spec, ticket=self._tickets))
         else:
             self._tell(dst, ("offer", line, tuple(spec), self._tickets), [])
-        return work
+        return offer.work
 
     def recv(self, scope: Scope, src: int, tag: int, out: Any) -> Work[Any]:
         """Receive the next message from a rank with a tag."""
-        recv: Recv
-        line = line_of(scope, tag)
-        work: Work[Any] = Work(f"recv(src={src}, tag={tag})", on_abandon=lambda: self._give_up(recv))
-        recv = Recv(work, src, line, out, scope, current_call())
-        self._track(work)
-        self._wanted.setdefault((src, line), deque()).append(recv)
-        self._pair(src, line)
-        if scope.ends and not work.done():
+        recv = Recv(src, tag, out, scope=scope, call=current_call(), withdraw=self._give_up)
+        work = recv.begin()
+        self._active.add(recv)
+        self._wanted.setdefault((src, recv.line), deque()).append(recv)
+        self._pair(src, recv.line)
+        if recv.ended:
+            return work
+        if scope.ends:
             self._ask_later()
+        if self._recv_timeout is not None:
+            # In a context of its own, as in `_ask_later`.
+            recv.timer = self._loop.call_later(self._recv_timeout, self._expire, recv, context=Context())
         return work
 
     def hear(self, src: int, message: tuple[Any, ...], buffers: Sequence[memoryview]) -> None:
@@ -193,7 +206,8 @@ class Mailbox:
 
         def on_message(message: Message) -> None:
             forget()
-            del self._matched[src, ticket]
+            if self._matched.pop((src, ticket), None) is None:
+                return  # it came when nothing was pending any more
             data = np.frombuffer(message.buffers[0], np.uint8)
             if data.ctypes.data != arrival.coming.ctypes.data:  # a small one comes in memory of its own
                 arrival.coming = data
@@ -207,9 +221,9 @@ class Mailbox:
 
     def end(self, error: Callable[[], Exception]) -> None:
         """Fail what is pending, each with an error of its own, and hold nothing any more."""
-        active, self._active = self._active, set()
-        for work in active:
-            work._fail(error())
+        self._over = True
+        for pending in list(self._active):
+            self._fail(pending, error())
         for channel in self._incoming:
             self._fabric.forget(channel)  # what still comes is nobody's
         self._incoming.clear()
@@ -224,9 +238,9 @@ class Mailbox:
     def end_scope(self, root: bytes, ending: Ending) -> None:
         """Fail what is pending in a scope that has ended, and hold nothing of it any more."""
         for recv in self._recvs(root):
-            recv.work._fail(ending.ended(self._group, recv.scope))
+            self._fail(recv, ending.ended(self._group, recv.scope))
         for offer in [offer for offer in self._offers.values() if offer.scope.root == root]:
-            offer.work._fail(ending.ended(self._group, offer.scope))
+            self._fail(offer, ending.ended(self._group, offer.scope))
         self._wanted = {at: waiting for at, waiting in self._wanted.items() if not _is_of(root, at[1])}
         self._offers = {at: offer for at, offer in self._offers.items() if offer.scope.root != root}
         self._drop(root)
@@ -281,12 +295,16 @@ class Mailbox:
         return True
 
     @staticmethod
-    def _copy_to_share(tensor: Any, spec: Spec) -> memoryview | None:
+    def _copy_to_share(tensor: Any, spec: Spec, gate: Gate | None = None) -> memoryview | None:
         try:
             memory = arena().allocate(spec.nbytes).memory
         except MemoryError:
             return None
-        np.copyto(np.frombuffer(memory, np.uint8), as_bytes(flat(tensor)))
+        shared = np.frombuffer(memory, np.uint8)
+        if gate is None:
+            np.copyto(shared, as_bytes(flat(tensor)))
+        else:
+            gate.copy(shared, as_bytes(flat(tensor, gate)))
         return memory
 
     def _recvs(self, root: bytes, src: int | None = None) -> list[Recv]:
@@ -320,7 +338,7 @@ class Mailbox:
         if offer is not None:
             cause = "its part in the call is over, and has not received this"
             ending = Ending(offer.dst, f"rank {offer.dst}", "", "", cause)
-            offer.work._fail(ending.ended(self._group, offer.scope))
+            self._fail(offer, ending.ended(self._group, offer.scope))
 
     def _ask_later(self) -> None:
         """Ask, in a while, whether the senders that receives wait for are there at all."""
@@ -350,23 +368,42 @@ class Mailbox:
             self._wanted[src, recv.line].remove(recv)
             if not self._wanted[src, recv.line]:
                 del self._wanted[src, recv.line]
-            recv.work._fail(Ending(src, f"rank {src}", "", "", cause).ended(self._group, recv.scope))
+            self._fail(recv, Ending(src, f"rank {src}", "", "", cause).ended(self._group, recv.scope))
 
-    def _track(self, work: Work[Any]) -> None:
-        self._active.add(work)
-        work.add_done_callback(self._active.discard)
+    def _succeed(self, unfinished: Unfinished, result: Any) -> None:
+        self._retire(unfinished)
+        unfinished.succeed(result)
+
+    def _fail(self, unfinished: Unfinished, error: Exception) -> None:
+        self._retire(unfinished)
+        unfinished.fail(error)
+
+    def _retire(self, unfinished: Unfinished) -> None:
+        self._active.discard(unfinished)
+        if isinstance(unfinished, Recv) and unfinished.timer is not None:
+            unfinished.timer.cancel()
 
     def _arrive(self, arrival: Arrival) -> None:
+        self._arrivals += 1
+        arrival.number = self._arrivals
+        if self._keep(arrival):
+            self._pair(arrival.src, arrival.line)
+
+    def _keep(self, arrival: Arrival) -> bool:
+        """Keep a message for the next recv, unless nobody receives in its scope any more; return whether it is kept."""
         line = arrival.line
         if isinstance(line, tuple):
             root = line[0][:ROOT]
             if root != DEFAULT.root:
                 if self._parts.is_over(root) or root in self._ended:
                     self._let_go(arrival)
-                    return
+                    return False
                 self._parts.touched.add(root)
-        self._arrived.setdefault((arrival.src, line), deque()).append(arrival)
-        self._pair(arrival.src, line)
+        waiting = self._arrived.setdefault((arrival.src, line), deque())
+        later = (place for place, other in enumerate(waiting) if other.number > arrival.number)
+        waiting.insert(next(later, len(waiting)), arrival)
+        return True
+
 
     def _pair(self, src: int, line: Line) -> None:
         key = (src, line)
@@ -376,14 +413,14 @@ class Mailbox:
             recv, arrival = wanted.popleft(), arrived[0]
             unfit = misfit(recv, arrival.spec) or self._make_room(arrival)
             if unfit is not None:
-                recv.work._fail(unfit)  # the message stays for the next recv
+                self._fail(recv, unfit)  # the message stays for the next recv
                 continue
             arrived.popleft()
             arrival.taker, recv.arrival = recv, arrival
             if arrival.ticket is not None:
                 self._pull(arrival)
             elif arrival.failure:
-                recv.work._fail(BackendError(f"{recv.work.description}: {arrival.failure}"))
+                self._fail(recv, BackendError(f"{recv.description}: {arrival.failure}"))
             elif arrival.data is not None:
                 self._land(arrival)
             # else it was pulled for a recv that was given up, and is on its way
@@ -415,18 +452,21 @@ class Mailbox:
     async def _copy(self, offer: Offer, arrival: Arrival) -> None:
         """Move an offered message to oneself."""
 
+        gate = offer.gate
+
         def copy() -> None:
-            arrival.coming[...] = as_bytes(flat(offer.tensor))
+            gate.copy(arrival.coming, as_bytes(flat(offer.tensor, gate)))
 
         try:
             if offer.spec.nbytes > LONG:
                 await offload(copy)
             else:
                 copy()
+            gate.check()
         except Exception as error:  # a device's
             self._refuse(arrival, self._fail_send(offer, error))
         else:
-            offer.work._succeed(None)
+            self._succeed(offer, None)
             self._land(arrival)
 
     async def _transfer(self, ticket: int, offer: Offer) -> None:
@@ -437,14 +477,17 @@ class Mailbox:
             self._tell(offer.dst, ("failed", ticket, self._fail_send(offer, error)), [])
 
     async def _move(self, ticket: int, offer: Offer) -> None:
+        gate = offer.gate
         if self._fabric.shares_memory(offer.dst):
-            memory = await offload(lambda: self._copy_to_share(offer.tensor, offer.spec))
+            memory = await offload(lambda: self._copy_to_share(offer.tensor, offer.spec, gate))
+            gate.check()
             if memory is not None:
                 self._fabric.lend(offer.dst, ("mail", self._epoch, ("given", ticket)), memory)
-                offer.work._succeed(None)
+                self._succeed(offer, None)
                 return
         if copies(offer.tensor, offer.spec) > LONG:
-            data = await offload(lambda: flat(offer.tensor))
+            data = await offload(lambda: flat(offer.tensor, gate))
+            gate.check()
         else:
             data = flat(offer.tensor)
         try:
@@ -452,19 +495,25 @@ class Mailbox:
         except CollectiveError as error:
             self._on_failure(offer.dst, error)
             return
+        cut = partial(self._fabric.cut, channel)
+        gate.stops.add(cut)
         try:
+            gate.check()
             await channel.send(b"", [as_bytes(data).data])
-        except CollectiveError:
+        except LinkError:
+            gate.check()
             self._end_transfer(offer.dst)
         else:
-            offer.work._succeed(None)
+            self._succeed(offer, None)
         finally:
+            gate.stops.discard(cut)
             self._fabric.forget(channel)
 
     def _fail_send(self, offer: Offer, error: Exception) -> str:
         """End a send by its own error; return what its receiver is told."""
-        offer.work._fail(error)
-        return f"{offer.work.description} on {self._me} failed: {type(error).__name__}: {error}"
+        self._fail(offer, error)
+        cause = offer.error  # another where that has stopped it
+        return f"{offer.description} on {self._me} failed: {type(cause).__name__}: {cause}"
 
     def _refuse(self, arrival: Arrival, failure: str) -> None:
         """Fail the recv of a message whose bytes will not come; the next recv where that one was given up."""
@@ -472,7 +521,7 @@ class Mailbox:
         if arrival.taker is None:
             self._pair(arrival.src, arrival.line)
         else:
-            arrival.taker.work._fail(BackendError(f"{arrival.taker.work.description}: {failure}"))
+            self._fail(arrival.taker, BackendError(f"{arrival.taker.description}: {failure}"))
 
     def _end_transfer(self, rank: int) -> None:
         """Take note that bytes to or from a member will not come through.
@@ -488,9 +537,11 @@ class Mailbox:
         recv = arrival.taker
         if recv is None:
             self._pair(arrival.src, arrival.line)
+        elif recv.ended:
+            return  # its scope has ended, and `out` is the caller's
         elif (recv.out is not None and arrival.spec.nbytes > LONG) or not tensors.loaded(arrival.spec.kind):
-            recv.work._busy = offload(partial(deliver, arrival, recv.out))
-            recv.work._busy.add_done_callback(partial(self._delivered, arrival, recv))
+            delivering = offload(partial(deliver, arrival, recv.out, recv.gate.fill))
+            delivering.add_done_callback(partial(self._delivered, arrival, recv))
         else:
             delivered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             try:
@@ -500,13 +551,16 @@ class Mailbox:
             self._delivered(arrival, recv, delivered)
 
     def _delivered(self, arrival: Arrival, recv: Recv, delivered: asyncio.Future[Any]) -> None:
+        error = delivered.exception()
+        if arrival.taker is not recv or recv.ended:
+            return  # it was given up meanwhile
         self._count_taken(arrival)
         arrival.taker = None  # which holds it: no cycle shall keep a sender's memory
-        error = delivered.exception()
         if error is None:
-            recv.work._succeed(delivered.result())
+            self._succeed(recv, delivered.result())
         else:
-            recv.work._fail(error)
+            assert isinstance(error, Exception)
+            self._fail(recv, error)
 
     def _count_taken(self, arrival: Arrival) -> None:
         budget, arrival.budget = arrival.budget, None
@@ -519,20 +573,39 @@ class Mailbox:
             self._tell(arrival.src, ("taken", "eager" if budget is self._eager else "lent", taken), [])
 
     def _give_up(self, recv: Recv) -> bool:
-        """Withdraw a recv whose only await was cancelled; its message, if any, goes to the next recv."""
-        arrival = recv.arrival
-        if arrival is None:
-            wanted = self._wanted.get((recv.src, recv.line), ())
-            if recv not in wanted:
-                return False  # it failed
-            self._wanted[recv.src, recv.line].remove(recv)
-            return True
-        if recv.work.done() and recv.work.exception() is not None:
+        """Withdraw a recv that nobody awaits any more; its message, if any, goes to the next recv. False: it failed."""
+        if recv.error is not None:
             return False
+        recv.stop()
+        recv.ended = True
+        self._retire(recv)
+        if self._over:
+            return True
+        key, arrival = (recv.src, recv.line), recv.arrival
+        if arrival is None:
+            wanted = self._wanted.get(key, ())
+            if recv in wanted:
+                self._wanted[key].remove(recv)
+            return True
         recv.arrival = arrival.taker = None
-        self._arrived.setdefault((recv.src, recv.line), deque()).appendleft(arrival)
-        self._pair(recv.src, recv.line)
+        if self._keep(arrival):
+            # Soon: others may be given up in this turn too, and have the earlier messages.
+            self._loop.call_soon(self._pair, *key)
         return True
+
+    def _expire(self, recv: Recv) -> None:
+        """A recv has waited for as long as it may."""
+        work = recv.work
+        if not recv.ended and self._give_up(recv) and work is not None:
+            assert self._overdue is not None, "there is a timeout"
+            work._fail(self._overdue(recv.src, recv.description))
+
+
+def _sent(spec: Spec, dst: int, tag: int) -> Work[None]:
+    """Return the Work of a send that is done."""
+    work: Work[None] = Work(f"send({spec}, dst={dst}, tag={tag})")
+    work._succeed(None)
+    return work
 
 
 def _is_of(root: bytes, line: Line) -> bool:

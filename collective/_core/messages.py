@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -9,14 +10,18 @@ import numpy as np
 
 from collective import tensors
 from collective._core.operands import describe
+from collective._gate import Guarded
 from collective._links.borrowing import private
 from collective.scopes import DEFAULT
+from collective.work import Withdrawable, Work
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
     from collective._core.budget import Budget
     from collective._core.operands import Spec
     from collective.scopes import Call, Scope
-    from collective.work import Work
 
 Line: TypeAlias = "int | tuple[bytes, int]"
 
@@ -44,31 +49,86 @@ class Arrival:
     """The recv that has matched it."""
     failure: str = ""
     """Why its bytes will not come, as its sender says."""
+    number: int = 0
+    """Which of all that came it is."""
 
 
-@dataclass(slots=True, eq=False)
-class Recv:
-    """A recv that is not done."""
+class Unfinished(Guarded):
+    """A recv or send that is not done; its Work is what the caller has."""
 
-    work: Work[Any]
-    src: int
-    line: Line
-    out: Any
-    scope: Scope
-    call: Call | None
-    arrival: Arrival | None = None
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.ended = False
+        self.error: Exception | None = None
+        """What it failed by."""
+
+    @property
+    def work(self) -> Work[Any] | None:
+        """The caller's Work; None where the caller has dropped it."""
+        raise NotImplementedError
+
+    def succeed(self, result: Any) -> None:
+        """Give its result to the caller."""
+        if not self.ended:
+            self.ended = True
+            if (work := self.work) is not None:
+                work._succeed(result)
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error, after which nothing of the caller's is read or written."""
+        if not self.ended:
+            self.ended, self.error = True, error
+            if (work := self.work) is not None:
+                work._fail(error)
+            else:
+                self.stop()
 
 
-@dataclass(slots=True, eq=False)
-class Offer:
+class Recv(Unfinished):
+    """A recv. Its Work belongs to the caller alone: once that is dropped, nobody wants the message."""
+
+    def __init__(
+        self, src: int, tag: int, out: Any, *, scope: Scope, call: Call | None, withdraw: Callable[[Recv], bool]
+    ) -> None:
+        super().__init__(f"recv(src={src}, tag={tag})")
+        self.src = src
+        self.line = line_of(scope, tag)
+        self.out = out
+        self.scope = scope
+        self.call = call
+        self.arrival: Arrival | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self._withdraw = withdraw
+        self._work: weakref.ref[Work[Any]]
+
+    def begin(self) -> Work[Any]:
+        """Return its Work."""
+        work: Work[Any] = Withdrawable(self.description, stop=self.stop, withdraw=lambda: self._withdraw(self))
+        self._work = weakref.ref(work)
+        return work
+
+    @property
+    def work(self) -> Work[Any] | None:
+        return self._work()
+
+
+class Offer(Unfinished):
     """A send that waits to be pulled."""
 
-    work: Work[None]
-    dst: int
-    tensor: Any
-    spec: Spec
-    scope: Scope
-    call: Call | None
+    def __init__(
+        self, dst: int, tag: int, tensor: Any, *, spec: Spec, scope: Scope, call: Call | None
+    ) -> None:
+        super().__init__(f"send({spec}, dst={dst}, tag={tag})")
+        self.dst = dst
+        self.tensor = tensor
+        self.spec = spec
+        self.scope = scope
+        self.call = call
+        self._work: Work[None] = Work(self.description, stop=self.stop)
+
+    @property
+    def work(self) -> Work[None]:
+        return self._work
 
 
 def line_of(scope: Scope, tag: int) -> Line:
@@ -82,14 +142,17 @@ def misfit(recv: Recv, spec: Spec) -> Exception | None:
         return None
     out = describe(recv.out, "out")
     if out.dtype != spec.dtype:
-        return TypeError(f"{recv.work.description}: out has dtype {out.dtype}, the message {spec.dtype}")
+        return TypeError(f"{recv.description}: out has dtype {out.dtype}, the message {spec.dtype}")
     if out.shape != tuple(spec.shape):
-        return ValueError(f"{recv.work.description}: out has shape {out.shape}, the message {tuple(spec.shape)}")
+        return ValueError(f"{recv.description}: out has shape {out.shape}, the message {tuple(spec.shape)}")
     return None
 
 
-def deliver(arrival: Arrival, out: Any) -> Any:
-    """Return what the receiver gets of a message whose bytes have come; may run on a thread."""
+def deliver(arrival: Arrival, out: Any, fill: Callable[[Any, np.ndarray], None] = tensors.fill) -> Any:
+    """Return what the receiver gets of a message whose bytes have come; may run on a thread.
+
+    :param fill: writes into `out`.
+    """
     assert arrival.data is not None
     spec = arrival.spec
     data = arrival.data
@@ -98,5 +161,5 @@ def deliver(arrival: Arrival, out: Any) -> Any:
     array = tensors.from_bytes(data, spec.shape, tensors.numpy_dtype(spec.dtype))
     if out is None:
         return tensors.from_host(array, spec.kind, spec.device, dtype=spec.dtype)
-    tensors.fill(out, array)
+    fill(out, array)
     return out

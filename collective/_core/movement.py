@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from collective._core.arithmetic import Job
     from collective._core.flows import Flows
+    from collective._gate import Gate
     from collective.abc import Channel, Message
 
 PACKED = 1 << 20
@@ -84,14 +85,15 @@ class _Inflow:
 class Movement:
     """What one rank does for all tensors of one operation."""
 
-    def __init__(self, rank: int, place: int, jobs: Sequence[Job], *, flows: Flows) -> None:
+    def __init__(self, rank: int, place: int, jobs: Sequence[Job], *, flows: Flows, gate: Gate) -> None:
         self._rank = rank
         self._place = place
         self._jobs = jobs
         self._flows = flows
         self._out: dict[Route, Stream] = {}
         self._in: dict[Route, Stream] = {}
-        self._arithmetic = Arithmetic(rank, jobs)
+        self._gate = gate
+        self._arithmetic = Arithmetic(rank, jobs, gate)
         self._edges: dict[int, _Edge] = {}
         self._left = 0
         """Things that are not done."""
@@ -249,14 +251,13 @@ class Movement:
     async def _compute(self) -> bool:
         """Copy what stays, and reduce once all operands have come."""
         run = offload if self._arithmetic.long else _at_once
-        self._flows.stops.add(self._arithmetic.stop)
         try:
             await run(self._arithmetic.keep)
             await self._operands_came.wait()
             await run(self._arithmetic.reduce)
-        finally:
-            self._arithmetic.stop()  # where the task was cancelled otherwise than by the epoch's end
-            self._flows.stops.discard(self._arithmetic.stop)
+        except asyncio.CancelledError:
+            self._gate.shut()  # where it is cancelled otherwise than by the epoch's end
+            raise
         self._reduced.set()
         self._post(results=True)
         return True

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import os
 import threading
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
+from collective._gate import Gate
 from collective.errors import OutOfResources
 
 if TYPE_CHECKING:
@@ -103,6 +105,16 @@ def _on_loop(function: Callable[[], T]) -> tuple[asyncio.Future[T], Callable[[],
             loop.call_soon_threadsafe(deliver, result, error)
 
     return future, work
+
+
+async def offload_through(function: Callable[[Gate], T]) -> T:
+    """Run a function on a thread, as `offload`, that goes through a gate to a caller's memory; cancelling shuts it."""
+    gate = Gate()
+    try:
+        return await offload(partial(function, gate))
+    except asyncio.CancelledError:
+        gate.shut()
+        raise
 
 
 def _forget_pool() -> None:

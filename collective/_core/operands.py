@@ -13,6 +13,8 @@ from collective._core.offload import LONG
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from collective._gate import Gate, Guarded
+
 
 class Spec(NamedTuple):
     """What a tensor is, without its data; travels to the other members."""
@@ -46,9 +48,17 @@ def describe(tensor: Any, what: str = "the tensor") -> Spec:
         raise TypeError(f"{what}: {error}") from None
 
 
-def flat(tensor: Any) -> np.ndarray:
-    """Return the elements as a one-dimensional C-contiguous host array, a view where that is possible."""
-    return np.ascontiguousarray(tensors.to_host(tensor)).reshape(-1)
+def flat(tensor: Any, gate: Gate | None = None) -> np.ndarray:
+    """Return the elements as a one-dimensional C-contiguous host array, a view where that is possible.
+
+    :param gate: what a copy goes through; of one that is shut meanwhile the elements are of any value.
+    """
+    host = tensors.to_host(tensor)
+    if gate is None or host.flags.c_contiguous:
+        return np.ascontiguousarray(host).reshape(-1)
+    copy = np.empty(host.shape, host.dtype)
+    gate.fill(copy, host)
+    return copy.reshape(-1)
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:
@@ -97,14 +107,14 @@ class Landing:
             return True
         return (self._out is not None or self._device != "cpu") and self._memory.nbytes > LONG
 
-    def finish(self) -> Any:
-        """Return the result."""
+    def finish(self, operation: Guarded) -> Any:
+        """Return the result; where that has to be copied into `out`, through the operation's gate."""
         if self._direct is not None and self._kind == "numpy":
             return self._out
         result = self._memory.reshape(self._shape)
         if self._out is None:
             return tensors.from_host(result, self._kind, self._device, dtype=self._dtype)
-        tensors.fill(self._out, result)
+        operation.gate.fill(self._out, result)
         return self._out
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from collective import reductions
 from collective._core.agreement import Record
 from collective._core.operands import Landing, Spec, as_bytes, check_out, copies, describe, flat
+from collective._gate import Guarded
 from collective._integers import integer, integers
 from collective.tensors import numpy_dtype
 from collective.types import ReduceOp
@@ -42,7 +43,7 @@ class Disagreement(Exception):
         self.said = said
 
 
-class Operation(ABC):
+class Operation(Guarded, ABC):
     """One collective at one member."""
 
     def __init__(self, rank: int, size: int) -> None:
@@ -73,7 +74,7 @@ class Operation(ABC):
 
     @abstractmethod
     def stage(self) -> None:
-        """Bring the input into the form that `issue` wants; may run on a thread."""
+        """Bring the input into the form that `issue` wants; may run on a thread, and then goes through the gate."""
 
     def issue(self, plane: DataPlane) -> Awaitable[None] | None:
         """Ask the data plane for it; None where nothing has to move."""
@@ -85,7 +86,7 @@ class Operation(ABC):
         return False
 
     def finish(self) -> Any:
-        """Return the result; may run on a thread."""
+        """Return the result; may run on a thread, and then goes through the gate."""
         return None
 
 
@@ -159,7 +160,7 @@ class _OneTensor(BriefOperation):
         pass
 
     def stage(self) -> None:
-        self.source = flat(self.tensor)
+        self.source = flat(self.tensor, self.gate if self.stage_bytes else None)
         self.tensor = None
 
     def brief(self) -> bytes | None:
@@ -175,7 +176,7 @@ class _OneTensor(BriefOperation):
         return self.landing.long
 
     def finish(self) -> Any:
-        return self.landing.finish()
+        return self.landing.finish(self)
 
 
 class _Reduction(_OneTensor):
@@ -236,7 +237,7 @@ class Reduce(_Reduction):
         return plane.reduce(self.source, target, self.op, self.root)
 
     def finish(self) -> Any:
-        return self.landing.finish() if self.rank == self.root else None
+        return self.landing.finish(self) if self.rank == self.root else None
 
 
 class ReduceScatter(_Reduction):
@@ -357,10 +358,10 @@ class Broadcast(BriefOperation):
     def stage(self) -> None:
         memory = self._land()
         if self.rank == self.root:
-            self.source = flat(self.tensor)
+            self.source = flat(self.tensor, self.gate)
             self.tensor = None
             if memory.ctypes.data != self.source.ctypes.data:
-                memory[...] = self.source
+                self.gate.copy(memory, self.source)
         self.source = memory
 
     def issue(self, plane: DataPlane) -> Awaitable[None]:
@@ -371,7 +372,7 @@ class Broadcast(BriefOperation):
         return self.landing.long
 
     def finish(self) -> Any:
-        return self.landing.finish()
+        return self.landing.finish(self)
 
 
 @lru_cache(maxsize=256)

@@ -44,8 +44,7 @@ class Pending:
     seq: int = -1
     """Its place in the order that all members agreed on."""
     issued: bool = False
-    finishing: bool = False
-    """Whether all has come, and a thread brings it to the caller's `out`."""
+    """Whether the data plane may be at the caller's memory: then it is failed only as that is abandoned, too."""
 
     @property
     def meta(self) -> Any:
@@ -58,9 +57,8 @@ class Pending:
         return self.seq >= 0
 
     def fail(self, error: Exception) -> None:
-        """End it with an error; one that is finishing succeeds, since nobody can keep its thread from writing."""
-        if not self.finishing:
-            self.work._fail(error)
+        """End it with an error."""
+        self.work._fail(error)
 
 
 class Pipeline:
@@ -118,6 +116,9 @@ class Pipeline:
         # One whose input takes long to stage holds up those behind it: they are issued in order.
         while self._queue and not self._staging:
             pending = self._queue[0]
+            if pending.work.done():  # it has failed, and so has what comes after it
+                self._queue.clear()
+                return
             if pending.operation.stage_bytes > LONG:
                 self._staging = True
                 offload(pending.operation.stage).add_done_callback(partial(self._staged, pending))
@@ -135,6 +136,9 @@ class Pipeline:
         error = staging.exception()
         if not self._queue or self._queue[0] is not pending:
             return  # cleared meanwhile
+        if pending.work.done():  # what was read may not be whole
+            self._queue.clear()
+            return
         self._queue.popleft()
         if error is not None:
             self._on_failure(pending, error)
@@ -170,7 +174,6 @@ class Pipeline:
 
     def _finish(self, pending: Pending) -> None:
         if pending.operation.long_finish:
-            pending.finishing = True
             offload(pending.operation.finish).add_done_callback(lambda finished: self._end(pending, finished.result))
         else:
             self._end(pending, pending.operation.finish)

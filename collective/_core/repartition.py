@@ -143,7 +143,9 @@ class Repartition(Operation):
                 leaf.result = self._memory(leaf, dtype)
             source = None if leaf.local is None else tensors.to_host(leaf.local)
             if source is not None and leaf.copied:
-                source = source.copy()  # it is written to while it is read
+                copy = np.empty_like(source)  # it is written to while it is read
+                self.gate.fill(copy, source)
+                source = copy
             jobs.append(Job(plan.part(self.rank), source, leaf.result, leaf.src.partial))
             leaf.local = None
         self._jobs = jobs
@@ -159,7 +161,7 @@ class Repartition(Operation):
 
     def issue(self, plane: DataPlane) -> Awaitable[None] | None:
         jobs, self._jobs = self._jobs, []
-        movement = Movement(self.rank, self.seq, jobs, flows=self._flows)
+        movement = Movement(self.rank, self.seq, jobs, flows=self._flows, gate=self.gate)
         if not any(len(leaf.mates) > 1 for leaf in self._leaves):
             return movement.start()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -215,7 +217,7 @@ class Repartition(Operation):
         if result is None:
             return None
         if leaf.out is not None:
-            tensors.fill(leaf.out, result)
+            self.gate.fill(leaf.out, result)
             return leaf.out
         shows = leaf.mates[1:] and leaf.mates[0] == self.rank
         if shows or (self._share and self._kind == "numpy"):

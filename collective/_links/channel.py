@@ -92,6 +92,10 @@ class MuxChannel(Channel):
         if self._error is None:
             self._finish(LinkClosed(f"the channel to port {self.port!r} was closed by this end"), ENDED, "")
 
+    def abort(self) -> None:
+        self.outbox.fail(LinkClosed(f"the channel to port {self.port!r} was cut off by this end"))
+        self.close()
+
     # What the multiplexer does.
 
     @property

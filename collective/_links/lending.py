@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from collective._core.offload import LONG, offload
+from collective._gate import Gate
 from collective._links import mapping
 from collective._links.arena import DYING_SECONDS, arena
 from collective._links.wire import FORGET, REFERENCE, SHOW, SHOWN, WireError, frame_head
@@ -216,6 +217,8 @@ class Loan:
         self._copies: list[tuple[np.ndarray, np.ndarray]] = []
         self._copying = 0
         """Threads that copy: while there are any, the extents are theirs."""
+        self._gates: list[Gate] = []
+        """One a thread that copies, so that they do not wait for each other."""
         self._dropped = False
         self._lock = threading.Lock()
 
@@ -244,7 +247,9 @@ class Loan:
             return
         halves = _halves(copies)
         self._copying = len(halves)
-        both = asyncio.gather(*(offload(partial(self._copy_half, half)) for half in halves))
+        self._gates = [Gate() for _ in halves]
+        pairs = zip(halves, self._gates, strict=True)
+        both = asyncio.gather(*(offload(partial(self._copy_half, half, gate)) for half, gate in pairs))
         both.add_done_callback(lambda _: self._copied_all())
 
     def answered(self, number: int, *, mapped: bool) -> None:
@@ -266,13 +271,15 @@ class Loan:
     def drop(self) -> None:
         """The message is not sent after all. Idempotent."""
         self._dropped = True
+        for gate in self._gates:
+            gate.shut()
         self._let_go()
 
-    def _copy_half(self, half: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    def _copy_half(self, half: list[tuple[np.ndarray, np.ndarray]], gate: Gate) -> None:
         # The last thread of a dropped loan lets go: the loop may be closed by now, and nobody else left to do it.
         try:
-            if not self._dropped:
-                _copy(half)
+            for target, source in half:
+                gate.copy(target, source)
         finally:
             with self._lock:
                 self._copying -= 1

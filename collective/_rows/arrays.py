@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from collective._core.warm import Pool
+    from collective._gate import Gate
     from collective._rows.order import Run
 
 CHUNK = 1 << 20
@@ -146,9 +147,9 @@ class _Staged(Staged):
         self._copies = copies
         self.nbytes = sum(target.nbytes for target, _ in copies)
 
-    def fill(self) -> None:
+    def fill(self, gate: Gate) -> None:
         for target, source in self._copies:
-            target[...] = source
+            gate.copy(target, source)
 
 
 class ArrayStorage(Storage):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from collective._core.warm import Pool
+    from collective._gate import Gate
     from collective._rows.order import Run
 
 
@@ -136,7 +137,7 @@ class _Stored(Staged):
         self.held = block.nbytes * self.rows // block.rows
         self.dictionaries = block.dictionaries
 
-    def fill(self) -> None:
+    def fill(self, gate: Gate) -> None:
         """Do nothing: the rows stay where they are."""
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from collective._core.warm import Pool
+    from collective._gate import Gate
     from collective._rows.order import Run
     from collective.abc import Buffer
 
@@ -44,8 +45,8 @@ class Staged(ABC):
     """Bytes that `fill` copies."""
 
     @abstractmethod
-    def fill(self) -> None:
-        """Copy them. May run off the loop where `nbytes` is large."""
+    def fill(self, gate: Gate) -> None:
+        """Copy them through a gate. May run off the loop where `nbytes` is large."""
 
 
 class Storage(ABC):

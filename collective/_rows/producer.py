@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collective._core.offload import LONG, offload
+from collective._core.offload import LONG, offload, offload_through
+from collective._gate import Gate
 from collective._rows.formats import format_of
 from collective._rows.ledger import nearest
 from collective._rows.serving import Outlet
@@ -72,10 +73,10 @@ class Producer:
                 assert self._storage is not None
                 staged = self._storage.stage(block, start, start + count, keep=share or block.lasting)
                 if staged.nbytes > LONG:
-                    await offload(staged.fill)
+                    await offload_through(staged.fill)
                     self._check("put()")
                 else:
-                    staged.fill()
+                    staged.fill(Gate())
                 self._storage.add(staged)
                 self.position = self._storage.end
                 start += count

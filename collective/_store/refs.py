@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collective import freight, tensors
-from collective._core.offload import LONG, in_thread, offload
+from collective._core.offload import LONG, in_thread, offload_through
+from collective._gate import Gate
 from collective._integers import integer
 from collective._links import borrowing, loops
 from collective._store.holding import holder_of
@@ -123,9 +124,9 @@ class TensorRef(freight.Ref):
         sources = [spec.leaves[index].view(parts[spec.leaves[index].part]) for index, _ in targets]
         pairs = [(target, source) for (_, target), source in zip(targets, sources, strict=True)]
         if sum(source.nbytes for source in sources) > LONG:
-            await offload(partial(_fill, pairs))
+            await offload_through(partial(_fill, pairs))
         else:
-            _fill(pairs)
+            _fill(pairs, Gate())
         return out
 
     def __getitem__(self, key: Any) -> TensorRef:
@@ -384,9 +385,9 @@ def _check_target(out: Any, shape: tuple[int, ...], dtype: str, what: str) -> No
         raise ValueError(f"into: out{what} cannot be written to")
 
 
-def _fill(pairs: list[tuple[Any, np.ndarray]]) -> None:
+def _fill(pairs: list[tuple[Any, np.ndarray]], gate: Gate) -> None:
     for target, source in pairs:
-        tensors.fill(target, source)
+        gate.fill(target, source)
 
 
 def _from_lease(where: Where, entry: bytes, summary: Summary, keys: tuple[Any, ...], expires: float) -> TensorRef:

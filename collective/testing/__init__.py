@@ -33,7 +33,9 @@ from collective.testing import (
     _point_to_point,
     _reducing,
     _repartitioning,
+    _stopping,
     _subgroups,
+    _withdrawing,
     _works,
 )
 from collective.testing._cases import MIXES, Case, Check, cases, check, checks_of
@@ -50,12 +52,14 @@ CHECKS = checks_of(
         _outputs,
         _aliasing,
         _point_to_point,
+        _withdrawing,
         _ordering,
         _forming,
         _subgroups,
         _works,
         _errors,
         _breaking,
+        _stopping,
         _loss,
     ]
 )

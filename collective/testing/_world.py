@@ -98,15 +98,17 @@ class World:
         """Return an argument that is `value` on one rank and None on the others."""
         return Each(value if other == rank else None for other in self.ranks)
 
-    async def form(self, name: str) -> list[Group]:
+    async def form(self, name: str, *, recv_timeout: float | None = None) -> list[Group]:
         """Form another group over the same endpoints."""
         async with asyncio.TaskGroup() as tasks:
-            joining = [tasks.create_task(self.join(name, rank)) for rank in self.ranks]
+            joining = [tasks.create_task(self.join(name, rank, recv_timeout=recv_timeout)) for rank in self.ranks]
         return [task.result() for task in joining]
 
-    async def join(self, name: str, rank: int, *, backend: str | None = None) -> Group:
+    async def join(
+        self, name: str, rank: int, *, backend: str | None = None, recv_timeout: float | None = None
+    ) -> Group:
         """Take one rank's part in forming a group of that name."""
-        spec = GroupSpec(name, tuple(dict.fromkeys(self._roles)), backend or self.backend, self._timeout)
+        spec = GroupSpec(name, tuple(dict.fromkeys(self._roles)), backend or self.backend, self._timeout, recv_timeout)
         members = self._members()
         key = f"{name}.{self._key}"
         group = await form_group(self.endpoints[rank], spec, members, rank, key=key, credential=_CREDENTIAL)

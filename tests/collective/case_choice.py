@@ -31,6 +31,6 @@ def _differs(case: Case) -> bool:
     reference = case.backend == "memory"
     if case.mix != "numpy" and not (reference and case.size == 1):
         return case.size == (3 if 3 in case.check.sizes else max(case.check.sizes))
-    if module_of(case) == "_point_to_point" and case.link == "memory":
+    if module_of(case) in ("_point_to_point", "_withdrawing") and case.link == "memory":
         return reference
     return reference or case.size < 4 or len(case.hosts) > 1 or module_of(case) in BY_SIZE

@@ -21,7 +21,7 @@ def test_conformance(case: Case) -> None:
 OVER_LINKS = [
     case
     for case in cases_of("shm", (2, 3), link="shm")
-    if module_of(case) in ("_point_to_point", "_aliasing", "_loss", "_breaking")
+    if module_of(case) in ("_point_to_point", "_withdrawing", "_aliasing", "_loss", "_breaking", "_stopping")
 ]
 
 

@@ -8,12 +8,13 @@ import pytest
 from collective import reductions
 from collective._core import operations
 from collective._core.mailbox import Mailbox
+from collective._gate import Gate
 from collective.testing import Case, conformance_cases
 from collective.types import ReduceOp
 
 
 def _case(name: str) -> Case:
-    return next(case for case in conformance_cases("memory", sizes=(3,)) if case.check.name == name)
+    return [case for case in conformance_cases("memory", sizes=(1, 2, 3)) if case.check.name == name][-1]
 
 
 def _chunks_as_numpy(rows: int, size: int) -> tuple[int, ...]:
@@ -33,6 +34,8 @@ _reduce_chunks = reductions._reduce_chunks
         ("reduce_scatter_table", operations, "chunks", _chunks_as_numpy),
         ("halves_accumulate_in_float32", reductions, "_reduce_chunks", _accumulate_in_halves),
         ("cancelled_recv_is_withdrawn", Mailbox, "_give_up", lambda self, recv: False),
+        ("failed_operations_leave_memory_alone", Gate, "shut", lambda self: None),
+        ("a_recv_that_is_given_up_leaves_out_alone", Gate, "shut", lambda self: None),
     ],
 )
 def test_faults_are_found(check: str, owner: Any, name: str, fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ import pytest
 from plane_harness import all_of, finish, held, lines_until, make_planes, opened, start_members, until_held
 
 from collective._backends import MEMBERS, plane_within_a_host, settle
+from collective._backends import _shm_steps as steps
+from collective._backends.shm import ShmPlane
 from collective.errors import BackendError
 from collective.formation import choose_backend
 from collective.types import Address, Member, ReduceOp
@@ -185,6 +187,36 @@ def test_a_queue_of_short_operations_does_not_hold_up_the_loop() -> None:
             for mine in arrays:
                 assert all((array == 2 * place + 1).all() for place, array in enumerate(mine))
             assert turns > 10
+
+    asyncio.run(main())
+
+
+def test_what_was_read_in_place_is_passed_on_by_nobody_once_its_owner_has_given_up() -> None:
+    """A member that lends its input may have posted its last phase while others still read: its call may fail then."""
+
+    async def main() -> None:
+        async with opened("shm", 2) as planes:
+            lender, reader = planes
+            lent, out = lender.empty(3 << 20), np.zeros(3 << 20, np.uint8)
+            lent[:] = 1
+            assert isinstance(lender, ShmPlane)
+            assert isinstance(reader, ShmPlane)
+            lender.broadcast(lent, 0)
+            segment, others = reader._segment, lender._segment
+            assert segment is not None
+            assert others is not None
+            reading = steps.broadcast(segment, out, 0)
+            assert next(reading) == steps.POST
+            segment.post()
+            while others.phase < 2:  # noqa: ASYNC110 (there is no event to wait for)
+                await asyncio.sleep(0)
+            assert next(reading) == steps.REST
+            lender.abandon()
+            lent[:] = 2
+            assert next(reading) == steps.REST
+            with pytest.raises(BackendError, match="rank 0 gave up while its input was read in place"):
+                next(reading)
+            assert set(out.tolist()) == {1, 2}, "the test has not read what was changed"
 
     asyncio.run(main())
 

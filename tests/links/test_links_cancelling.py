@@ -6,13 +6,17 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import numpy as np
-from link_harness import KEY, pair, run, turns, until
+import pytest
+from link_harness import KEY, KINDS, pair, run, talk, turns, until
 
 from collective._links.wire import OVERHEAD
 from collective.abc import WINDOW
+from collective.errors import LinkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from collective.abc import Message
 
 MIB = 1 << 20
 
@@ -154,5 +158,36 @@ def test_a_withdrawn_message_gives_back_the_credit_of_its_announcement(kind: str
             message = await other.receive()
             assert (message.header, len(message.buffers[0])) == (b"l", size)
             await last
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_aborted_channel_reads_and_writes_nothing_more_and_tells_the_other_end(kind: str) -> None:
+    """Of a message that is under way the rest never comes; other channels of the link go on."""
+
+    async def main() -> None:
+        async with pair(kind) as both:
+            for aborts in ("sender", "receiver"):
+                one, other = await both.channel()
+                data, memory = np.full(32 << 20, 1, np.uint8), np.zeros(32 << 20, np.uint8)
+                came: list[Message] = []
+                ended: list[Exception] = []
+                other.subscribe(came.append, ended.append, lambda header, sizes, memory=memory: [memory.data])
+                sending = asyncio.create_task(one.send(b"", [data]))
+                await until(lambda memory=memory: memory[::4096].any())  # type: ignore[misc]
+                if came:
+                    continue  # it was too quick for this
+                (one if aborts == "sender" else other).abort()
+                data[...] = 2
+                seen = memory.copy()
+                assert set(np.unique(seen)) == {0, 1}
+                await asyncio.wait([sending])
+                assert isinstance(sending.exception(), LinkError)
+                await talk(both.link, both.there, f"after the {aborts}")
+                assert not came
+                assert bool(ended) == (aborts == "sender")
+                if aborts == "receiver":
+                    np.testing.assert_array_equal(memory, seen)
 
     run(main)

@@ -464,3 +464,23 @@ def test_a_closed_store_is_gone():
         return books() is None
 
     run(main())
+
+
+def test_an_into_that_is_cancelled_leaves_out_alone():
+    async def main() -> None:
+        async with a_store() as store:
+            ref = await store.put(np.ones(1 << 22))
+            outs = [np.zeros((1 << 22, 2))[:, 0] for _ in range(4)]
+            for out in outs:
+                filling = asyncio.create_task(ref.into(out))
+                while not out[:: 1 << 12].any() and not filling.done():  # noqa: ASYNC110 (a thread writes)
+                    await asyncio.sleep(0)
+                filling.cancel()
+                await asyncio.wait([filling])
+                out[:: 1 << 12] = -1
+            out = np.zeros(1 << 22)
+            assert (await ref.into(out) == 1).all()
+            for out in outs:  # at last, since a thread may not have come to it before
+                assert (out[:: 1 << 12] == -1).all()
+
+    run(main())
