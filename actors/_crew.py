@@ -237,7 +237,8 @@ class Crew:
         if self._starting:
             self._step.fail(seat, self._wrap(seat, cause, error))
             return
-        _logger.warning("gang %s: %s was lost: %s", self.gang, seat, cause)
+        # As text: who keeps log records must not keep the gang.
+        _logger.warning("gang %s: %s was lost: %s", self.gang, str(seat), cause)
         self._step.finish(seat)
         note = pack(Lost(seat.launch.role, seat.launch.rank, cause))
         for other in self.seats:

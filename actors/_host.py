@@ -287,14 +287,15 @@ class Host:
                 async with asyncio.timeout(STOP_SECONDS):
                     await gang.aclose()
             except Exception:
-                _logger.exception("%s: gang %r, which it had left, did not end in good order", self.launch, gang)
+                _logger.exception("%s: gang %s, which it had left, did not end in good order", self.launch, repr(gang))
         this = asyncio.current_task()
         if tasks := [task for task in user_tasks(self._endpoint) if task is not this]:
             for task in tasks:
                 task.cancel()
             _, stuck = await asyncio.wait(tasks, timeout=STOP_SECONDS)
             for task in stuck:
-                _logger.warning("%s: %s does not end though it was cancelled; going on without it", self.launch, task)
+                text = "%s: %s does not end though it was cancelled; going on without it"
+                _logger.warning(text, self.launch, repr(task))
 
     async def _end_calls(self) -> None:
         if self._dispatcher is None:

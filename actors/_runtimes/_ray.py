@@ -139,7 +139,7 @@ class RayRuntime(Runtime):
                     await process.gone()
             except TimeoutError:
                 _logger.warning(
-                    "gang %s: process %s was killed, but Ray has not said that it is gone", self._gang, process
+                    "gang %s: process %s was killed, but Ray has not said that it is gone", self._gang, str(process)
                 )
         finally:
             process.close()
