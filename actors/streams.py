@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 from actors import _protocol as protocol
 from actors import _scopes
 from actors._caller import Failure, connection_to, read_failure
-from actors._pickling import dumps, loads
+from actors._pickling import Beside, dumps, loads
 from actors.errors import NotReady, RemoteCancelled
 from collective.errors import LinkError
 
@@ -51,6 +51,7 @@ class Stream(Generic[T]):
         self._method = method
         self._scope = scope or _scopes.entered_for(target)
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = (args, kwargs)
+        self._pickle: tuple[bytes, list[Any]] | None = None
         self._call: Call | None = None
         self._channel: Channel | None = None
         self._reading = False
@@ -60,10 +61,10 @@ class Stream(Generic[T]):
         self._taken = 0
 
     async def __aenter__(self) -> Self:
-        if self._arguments is None:
-            raise NotReady(f"{self!r} was entered before; call {self._method.name}() again for another pass")
-        data, buffers = dumps(self._arguments, f"an argument of {self._name}")
-        self._arguments = None
+        if self._pickle is None:
+            self._take({})
+        assert self._pickle is not None
+        (data, buffers), self._pickle = self._pickle, None
         self._call = call = connection_to(self._target).begin(self._method, data, buffers, self._scope)
         try:
             await call.leave()
@@ -149,6 +150,19 @@ class Stream(Generic[T]):
 
         channel.subscribe(drop, lambda _: channel.close())
 
+    def _take(self, pickles: dict[tuple[int, int], tuple[bytes, list[Any]]]) -> None:
+        """Pickle the arguments as they are now.
+
+        :param pickles: by their places in memory, those of streams that may have the very same.
+        """
+        if self._arguments is None:
+            raise NotReady(f"{self!r} was entered before; call {self._method.name}() again for another pass")
+        arguments, self._arguments = self._arguments, None
+        key = id(arguments[0]), id(arguments[1])
+        if key not in pickles:
+            pickles[key] = dumps(arguments, f"an argument of {self._name}")
+        self._pickle = pickles[key]
+
     @property
     def _name(self) -> str:
         return f"{self._target}.{self._method.name}"
@@ -195,11 +209,25 @@ class Streams(Generic[T]):
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
+        self._take()
+        try:
+            async with AsyncExitStack() as stack:
+                for stream in self._streams:
+                    await stack.enter_async_context(stream)
+                self._stack = stack.pop_all()
+        finally:
             for stream in self._streams:
-                await stack.enter_async_context(stream)
-            self._stack = stack.pop_all()
+                stream._pickle = None
         return self
+
+    def _take(self) -> None:
+        """Take the arguments of all, as they are now: the last is entered when others have run."""
+        pickles: dict[tuple[int, int], tuple[bytes, list[Any]]] = {}
+        for stream in self._streams:
+            stream._take(pickles)
+        for _, beside in pickles.values():
+            if type(beside) is Beside:
+                beside.take(None)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -141,6 +141,10 @@ def test_arguments_are_taken_at_the_first_step(kind: str) -> None:
                     async with stream as items:
                         return [[tuple(item)] async for item in items]
 
+                async def first_of_each(streams: Any) -> Any:
+                    async with streams:
+                        return [[tuple(item)] for items in streams async for item in items]
+
                 for number in range(5):
                     array[:] = number
                     for call in (
@@ -148,12 +152,13 @@ def test_arguments_are_taken_at_the_first_step(kind: str) -> None:
                         actors.handles.look(array, array[::-1]),
                         actors.handles.look.map([array, array]),
                         first_of(actors[0].steps(0, array)),
+                        first_of_each(actors.handles.steps(0, array)),
                     ):
                         calls.append(asyncio.ensure_future(call))
                         await asyncio.sleep(0)
                 array[:] = -1
                 for at, got in enumerate(await asyncio.gather(*calls)):
-                    assert np.unique(np.array(got)).tolist() == [at // 4]
+                    assert np.unique(np.array(got)).tolist() == [at // 5]
 
     run(kind, main())
 
@@ -225,6 +230,9 @@ def test_receivers_of_a_broadcast_have_one_copy_in_common(kind: str, copies: Cop
             array = np.ones(2 * MIB, np.uint8)
             assert await actors.handles.look(array) == [[(1, 1)]] * 3
             assert copies.made == 1
+            async with actors.handles.steps(0, array) as streams:
+                assert [item for items in streams async for item in items] == [(1, 1)] * 3
+            assert copies.made == 2
 
     run(kind, main())
 
