@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layout_harness import meshes, shapes
+from layout_harness import layouts, meshes, shapes
 from torch.distributed import tensor as dtensor
 from torch.distributed.tensor import placement_types
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
@@ -67,6 +67,38 @@ def test_parts_are_those_of_torch(data):
                 part = placement._split_tensor(part, mesh[number], with_padding=False)[0][at[number]]
         assert layout.local_shape(rank) == length == tuple(part.shape)
         np.testing.assert_array_equal(layout.local(rank, whole), part.numpy())
+
+
+def _cut(array: np.ndarray, parts: int, dim: int) -> list[np.ndarray]:
+    length = -(-array.shape[dim] // parts) if array.shape[dim] else 0
+    return np.split(array, [min(array.shape[dim], number * length) for number in range(1, parts)], dim)
+
+
+def _by_the_book(layout: Layout, rank: int, part: np.ndarray) -> np.ndarray:
+    """Cut a rank's part out of the whole, one mesh dimension after the other."""
+    at = np.unravel_index(list(layout.ranks).index(rank), layout.mesh)
+    for number in layout.order:
+        placement, parts = layout.placements[number], layout.mesh[number]
+        if isinstance(placement, StridedShard):
+            pieces = _cut(part, placement.split_factor, placement.dim)
+            part = np.concatenate([_cut(piece, parts, placement.dim)[at[number]] for piece in pieces], placement.dim)
+        elif isinstance(placement, Shard) and placement.splits is not None:
+            part = np.split(part, np.cumsum(placement.splits)[:-1], placement.dim)[at[number]]
+        elif isinstance(placement, Shard):
+            part = _cut(part, parts, placement.dim)[at[number]]
+    return part
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_parts_are_those_of_cutting_in_order(data):
+    """Kind: what a rank holds, in any order of cutting, with splits, strides, empty parts and ranks in any order."""
+    layout = data.draw(layouts(data.draw(shapes), partial=True))
+    whole = np.arange(np.prod(layout.shape, dtype=int)).reshape(layout.shape)
+    for rank in layout.ranks:
+        part = _by_the_book(layout, rank, whole)
+        assert layout.local_shape(rank) == part.shape
+        np.testing.assert_array_equal(layout.local(rank, whole), part)
 
 
 def test_a_dtensor_has_a_layout():
