@@ -1,12 +1,12 @@
-"""The endpoint that each event loop has for dialing, made when it is first asked for and closed when the loop ends."""
+"""The endpoint that each event loop has for dialing, made when it is first asked for and closed with the loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import threading
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Final
 
 from collective._links.endpoint import LinkEndpoint
 from collective._links.hosts import default_host
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 _endpoints: dict[asyncio.AbstractEventLoop, tuple[LinkEndpoint, AsyncGenerator[None, None]]] = {}
-_lock = threading.Lock()
 _left_behind: list[object] = []
+_NEVER: Final = 1e9
+"""Seconds."""
 
 
 def loop_endpoint() -> LinkEndpoint:
@@ -24,39 +25,46 @@ def loop_endpoint() -> LinkEndpoint:
     loop = asyncio.get_running_loop()
     entry = _endpoints.get(loop)
     if entry is None or entry[0].closed:
-        _abort_ended()
         endpoint = LinkEndpoint(kinds=(), host=default_host(), directory=None, interface="")
+        loop.call_later(_NEVER, _abort_with(loop, endpoint))  # Nobody else may hold what this returns.
         keeper = _keep(loop, endpoint)
         # The first step of an asynchronous generator makes the loop close it in `shutdown_asyncgens`, which
         # `asyncio.run` awaits as the last thing before it closes the loop. No other hook does the same on every loop.
         with contextlib.suppress(StopIteration):  # How a first step that does not wait ends.
             keeper.__anext__().send(None)
-        with _lock:
-            entry = _endpoints[loop] = (endpoint, keeper)
+        entry = _endpoints[loop] = (endpoint, keeper)
     return entry[0]
 
 
-def _abort_ended() -> None:
-    """Close the endpoints of loops that were closed without `shutdown_asyncgens`."""
-    with _lock:
-        ended = [_endpoints.pop(loop) for loop in list(_endpoints) if loop.is_closed()]
-    for endpoint, _ in ended:
-        endpoint.abort()
+class _Timer:
+    """The callback of a timer that never comes. A loop lets go of it when it is closed, whoever closes it, and how."""
+
+    def __call__(self) -> None: ...
+
+
+def _abort_with(loop: asyncio.AbstractEventLoop, endpoint: LinkEndpoint) -> _Timer:
+    """Return a callback with which, once a loop has let go of it, the endpoint goes too, if it is still there."""
+
+    def abort() -> None:  # A finalizer: in the middle of `loop.close()`.
+        if not endpoint.closed:
+            _endpoints.pop(loop, None)
+            endpoint.abort()
+
+    timer = _Timer()
+    weakref.finalize(timer, abort).atexit = False
+    return timer
 
 
 async def _keep(loop: asyncio.AbstractEventLoop, endpoint: LinkEndpoint) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
-        with _lock:
-            _endpoints.pop(loop, None)
+        _endpoints.pop(loop, None)
         await endpoint.aclose()
 
 
 def _in_child() -> None:
     # Kept, not dropped: finalizing a generator would call into the parent's loop, through descriptors that both share.
-    global _lock
-    _lock = threading.Lock()  # Another thread of the parent may have held it.
     _left_behind.extend(_endpoints.items())
     _endpoints.clear()
 

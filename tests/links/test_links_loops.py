@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 from link_harness import KEY, endpoint, run, talk, until
 
+from collective._links import poller
 from collective.links import loop_endpoint, open_endpoint
 
 if TYPE_CHECKING:
-    from collective.abc import Endpoint
+    from collective.abc import Channel, Endpoint
+    from collective.types import Address
+
+MIB = 1 << 20
+
+
+def echo(channel: Channel) -> None:
+    """Answer each message when it has come."""
+    channel.subscribe(lambda _: channel.send_nowait(b""), lambda _: None)
 
 
 def test_a_loop_has_one_endpoint_that_closes_with_it(loop: str) -> None:
@@ -53,24 +64,47 @@ def test_threads_have_loops_and_endpoints_of_their_own() -> None:
     run(main)
 
 
-def test_a_loop_that_was_just_closed_leaves_nothing_open() -> None:
-    def without_shutdown() -> Endpoint:
-        loop = asyncio.new_event_loop()
+@pytest.mark.parametrize("ends", ["run_until_complete", "run_forever", "in the middle"])
+def test_a_loop_that_is_just_closed_leaves_nothing_open(socket_kind: str, loop: str, ends: str) -> None:
+    """A loop's endpoint goes with it, however it ends: without shutdown_asyncgens, and without any call after it."""
 
-        async def main() -> Endpoint:
-            there = await endpoint("tcp")
-            await loop_endpoint().connect(there.address, KEY)
-            there.abort()
-            return loop_endpoint()
+    def in_a_loop_of_its_own(address: Address) -> None:
+        own = (uvloop if loop == "uvloop" else asyncio).new_event_loop()
 
-        ended = loop.run_until_complete(main())
-        loop.close()
-        return ended
+        async def dial() -> None:
+            link = await loop_endpoint().connect(address, KEY)
+            channel = link.open("echo")
+            await channel.send(b"", [bytes(3 * MIB)])
+            await channel.receive()
+            if ends == "run_forever":
+                own.stop()
+            elif ends == "in the middle":
+                own.call_soon(own.stop)
+                await channel.send(b"", [bytes(3 * MIB)])
+                await channel.receive()
+
+        if ends == "run_until_complete":
+            own.run_until_complete(dial())
+        else:
+            task = own.create_task(dial())
+            own.run_forever()
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # It is abandoned: that is the point.
+        own.close()
+
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
 
     async def main() -> None:
-        loop_endpoint()
-        assert not ended._all  # type: ignore[attr-defined]
+        async with await endpoint(socket_kind) as there:
+            there.serve("echo", echo)
+            await asyncio.to_thread(in_a_loop_of_its_own, there.address)
+            await until(lambda: not there._all)  # type: ignore[attr-defined]
+            before = descriptors()
+            for _ in range(5):
+                await asyncio.to_thread(in_a_loop_of_its_own, there.address)
+                await until(lambda: not there._all)  # type: ignore[attr-defined]
+            await until(lambda: descriptors() <= before)
+        assert not poller._pollers
 
-    ended = without_shutdown()
     run(main)
-    gc.collect()
+    gc.collect()  # A socket that was left open would warn here, and warnings are errors.
