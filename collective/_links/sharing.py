@@ -146,6 +146,8 @@ class Sharing:
         return rang
 
     def _take_segment(self, number: int, nbytes: int) -> None:
+        if len(self._descriptors) > 1:
+            raise WireError(f"segment {number} came with {len(self._descriptors)} descriptors")
         descriptors, self._descriptors = self._descriptors, []
         # None where this process is at its limit of descriptors.
         self._borrowing().adopt(number, nbytes, descriptors[0] if descriptors else None)

@@ -133,6 +133,8 @@ class SwitchingCarrier(StreamCarrier):
         magic, _, nonce = _ANSWER.unpack(self._came)
         if magic != _MAGIC:
             raise WireError("what arrived is no answer to an offer of memory")
+        if self._came_descriptors:
+            raise WireError("descriptors came with the answer to an offer of memory, which has none")
         if nonce != _NONE and (self._region is None or nonce != self._region.nonce):
             raise WireError("it sees other memory than this end")
         self._go_on(nonce != _NONE)
