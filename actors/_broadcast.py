@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
+from actors import _fates
 from actors import _protocol as protocol
 from actors._caller import Failure, connection_to
 from collective.errors import GroupBroken, ScopeEnded
@@ -68,6 +69,7 @@ async def broadcast(
             results.append(call.result())
         except Exception as error:  # it cannot be unpickled here
             errors[call] = error
+    errors = {call: await _fates.explain(each, call.connection.target) for call, each in errors.items()}
     if errors or len(results) < len(calls):
         raise _error(calls, errors, notes)
     return results

@@ -13,8 +13,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
+from actors import _fates, _scopes
 from actors import _protocol as protocol
-from actors import _scopes
 from actors._context import current
 from actors._pickling import Beside, dumps, loads, loads_error
 from actors._target import Target, note_closed
@@ -407,7 +407,10 @@ async def call(target: Target, method: Method, name: str, args: tuple[Any, ...],
     except BaseException:
         made.cancel(forget=True)
         raise
-    return made.result()
+    try:
+        return made.result()
+    except PeerLost as lost:
+        raise await _fates.explain(lost, target) from lost.__cause__
 
 
 def read_failure(kind: int, message: Message, doing: str) -> Failure:

@@ -8,6 +8,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
+from actors import _fates
 from actors._control import Introduction, Lost, Order, Phase, Report, pack, unpack
 from actors._pickling import loads_error
 from actors.errors import GangStartError
@@ -41,6 +42,7 @@ class Seat:
         self.address: Address
         self.phase = Phase.LAUNCH
         self.lost: str | None = None
+        self.mourned = False
         self.leaving = False
 
     @property
@@ -109,8 +111,7 @@ class Crew:
         seat.address = note.address
         seat.phase = Phase.CONSTRUCTOR
         seat.identity = note.process
-        if seat.process is not None:
-            seat.process.identify(note.process)
+        self._identify(seat)
         channel.subscribe(
             lambda message: self._hear(seat, message),
             lambda error: self._lose(seat, f"its connection ended ({error})", error),
@@ -118,13 +119,24 @@ class Crew:
         # Ordered, not begun by the host alone: an actor that dies in its constructor is known to have come that far.
         channel.post(pack(Order(Phase.CONSTRUCTOR)))
 
+    def forget(self) -> None:
+        """All is over: nobody asks any more how processes ended."""
+        for seat in self.seats:
+            _fates.known.pop(seat.launch.uid, None)
+
     def watch(self, processes: Sequence[Process]) -> None:
         """Take the processes of the seats, in their order, and hear of their deaths."""
         for seat, process in zip(self.seats, processes, strict=True):
             seat.process = process
-            if seat.identity is not None:
-                process.identify(seat.identity)
+            self._identify(seat)
             process.ended.add_done_callback(partial(self._on_end, seat))
+
+    def _identify(self, seat: Seat) -> None:
+        if seat.process is None or seat.identity is None:
+            return
+        seat.process.identify(seat.identity)
+        if (fate := seat.process.fate) is not None:
+            _fates.known[seat.launch.uid] = fate
 
     # Starting.
 
@@ -234,6 +246,20 @@ class Crew:
         if seat.lost is not None:
             return
         seat.lost = cause
+        fate = seat.process.fate if seat.process is not None else None
+        if fate is None or fate.done():
+            self._tell_loss(seat, error)
+            return
+        fate.add_done_callback(lambda _: self._tell_loss(seat, error))
+        self._loop.call_later(_fates.SECONDS, self._tell_loss, seat, error)
+
+    def _tell_loss(self, seat: Seat, error: Exception) -> None:
+        if seat.mourned or seat.lost is None:
+            return
+        seat.mourned = True
+        cause, fate = seat.lost, seat.process.fate if seat.process is not None else None
+        if fate is not None and fate.done() and fate.result():
+            cause = f"{fate.result()} ({cause})"
         if self._starting:
             self._step.fail(seat, self._wrap(seat, cause, error))
             return

@@ -58,6 +58,11 @@ class Process(ABC):
     ended: asyncio.Future[Exception]
     """Done when the runtime knows that it has ended: why, as far as known."""
 
+    @property
+    def fate(self) -> asyncio.Future[str] | None:
+        """Done once it has ended, with how it ended, for people, or ""; None where nobody can know."""
+        return None
+
     @abstractmethod
     def identify(self, process: ProcessId) -> None:
         """Take what the host says of the process that it runs in."""

@@ -263,6 +263,7 @@ class Gang:
                     failures += errors.exceptions
             self._on_end(self)
             if self._crew is not None:
+                self._crew.forget()
                 note_closed(seat.launch.uid for seat in self._crew.seats if seat.lost is None)
         return failures
 

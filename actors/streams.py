@@ -6,8 +6,8 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
+from actors import _fates, _scopes
 from actors import _protocol as protocol
-from actors import _scopes
 from actors._caller import Failure, connection_to, read_failure
 from actors._pickling import Beside, dumps, loads
 from actors.errors import NotReady, RemoteCancelled
@@ -180,7 +180,8 @@ class Stream(Generic[T]):
             message = protocol.unload(await channel.receive(), connection.endpoint, channel.link)
         except LinkError as error:
             self._ended = True
-            raise connection.translate(error, self._method.name) from error
+            translated = connection.translate(error, self._method.name)
+            raise await _fates.explain(translated, connection.target) from error
         kind = message.header[0] & protocol.KIND
         if kind == protocol.ITEM:
             return protocol.body(message)

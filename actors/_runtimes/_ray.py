@@ -164,6 +164,10 @@ class _RayProcess(Process):
             with contextlib.suppress(OSError):  # No descriptor left for it: then Ray alone tells of its end.
                 self._watch = PidWatch(process)
 
+    @property
+    def fate(self) -> asyncio.Future[str] | None:
+        return self._watch.fate if self._watch is not None else None
+
     async def kill(self) -> None:
         if not self._killed and self._reservation.connected:
             self._killed = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import psutil
 import pytest
 from gang_harness import Stopwatch, is_there, run
 
-from actors import Actor, Gang, Role
+from actors import Actor, Gang, GangStartError, Role, _fates
 from collective import GroupSpec, PeerLost
 from scheduling import Resources
 
@@ -164,5 +165,44 @@ def test_a_gang_survives_the_loss_of_a_process_that_it_only_calls(ray_session):
             with pytest.raises(PeerLost):
                 await gang["worker"][1].wait()
             assert len({await gang["worker"][rank].pid() for rank in (0, 2)}) == 2
+
+    run(main())
+
+
+class Dying(Worker):
+    async def die(self, how: int) -> None:
+        if how >= 0:
+            os._exit(how)
+        os.kill(os.getpid(), -how)
+
+    def __init__(self, in_constructor: bool = False) -> None:
+        if in_constructor:
+            os._exit(5)
+
+
+@pytest.mark.skipif(
+    tuple(map(int, platform.release().split(".")[:2])) < (6, 15), reason="before Linux 6.15 only the parent is told"
+)
+def test_how_a_process_ended_is_in_the_cause(ray_session):
+    """Kind: an error says less of a death than this process can know."""
+
+    async def main():
+        ways = (3, "its process ended with exit code 3"), (-signal.SIGKILL, "its process was ended by SIGKILL")
+        for how, says in ways:
+            async with Gang(Role("worker", Dying, 2, resources=SMALL)) as gang:
+                zero, one = gang["worker"]
+                with pytest.raises(PeerLost) as caught:
+                    await zero.die(how)
+                assert caught.value.cause.startswith(says)
+                with pytest.raises(PeerLost, match=says):
+                    await zero.pid()
+                with pytest.raises(ExceptionGroup) as several:
+                    await gang["worker"].pid()
+                assert several.value.exceptions[0].cause.startswith(says)
+                assert await one.pid() != 0
+        with pytest.raises(GangStartError, match=r"failed in its constructor: its process ended with exit code 5"):
+            async with Gang(Role("worker", Dying, 1, args=(True,), resources=SMALL)):
+                pass
+        assert not _fates.known
 
     run(main())
