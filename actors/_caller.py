@@ -201,6 +201,8 @@ class Connection:
         self._main: Channel | None = None
         self._bulk: Channel | None = None
         self._calls: dict[int, Call] = {}
+        self.readers: dict[Call, asyncio.Task[Any] | None] = {}
+        """Calls of streams, and the tasks that wait for their next items."""
         self._call_numbers = count(1)
         self._line: deque[asyncio.Future[None]] = deque()
         self._ended: Exception | None = None

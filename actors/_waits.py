@@ -112,6 +112,8 @@ def _awaited(task: asyncio.Task[Any], endpoint: Endpoint) -> list[Call]:
     for connection in connections.values():
         for call in connection.calls:
             calls.setdefault(call.awaited, []).append(call)
+        for call, reader in connection.readers.items():
+            calls.setdefault(reader, []).append(call)
     return [call for future in _futures(task) for call in calls.get(future, ())]
 
 

@@ -176,12 +176,15 @@ class Stream(Generic[T]):
         """Return the pickle of the next item, or None after the last one."""
         assert self._call is not None
         connection = self._call.connection
+        connection.readers[self._call] = asyncio.current_task()
         try:
             message = protocol.unload(await channel.receive(), connection.endpoint, channel.link)
         except LinkError as error:
             self._ended = True
             translated = connection.translate(error, self._method.name)
             raise await _fates.explain(translated, connection.target) from error
+        finally:
+            connection.readers.pop(self._call, None)
         kind = message.header[0] & protocol.KIND
         if kind == protocol.ITEM:
             return protocol.body(message)

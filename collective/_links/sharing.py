@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from collective._links import rights
+from collective._links.stream import cause_of
 from collective._links.wire import SHOW, SHOWN, WAKE, WireError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Sharing:
             except (BlockingIOError, InterruptedError):
                 return rang
             except OSError as error:
-                self._ended(error.strerror or type(error).__name__)
+                self._ended(cause_of(error))
                 return rang
             if not data:
                 self._ended("connection ended")

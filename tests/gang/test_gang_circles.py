@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from gang_harness import run
@@ -12,6 +12,9 @@ from gang_harness import run
 from actors import Actor, Gang, Role, from_thread
 from actors.errors import CallDeadlock
 from scheduling import Resources
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 class Worker(Actor):
@@ -54,6 +57,16 @@ class Worker(Actor):
 
     async def nothing(self) -> None: ...
 
+    async def stream(self) -> AsyncIterator[int]:
+        yield await self.gang["w"][0].inner()
+
+    def by_a_stream(self) -> list[int]:
+        async def read() -> list[int]:
+            async with self.gang["w"][1].stream() as rows:
+                return [row async for row in rows]
+
+        return from_thread.run(read)
+
     def meet(self) -> int:
         """Call the other rank once its thread is held as well."""
         other = self.gang["w"][1 - self.rank]
@@ -95,6 +108,7 @@ CIRCLES = [
     ("around", (5,), 5),
     ("all_of_them", (), 2),
     ("by_an_async_method", (), 2),
+    ("by_a_stream", (), 2),
     ("by_tasks", ("gather",), 2),
     ("by_tasks", ("task",), 2),
     ("by_tasks", ("TaskGroup",), 2),
@@ -174,6 +188,9 @@ class Starting(Actor):
     async def is_ready(self) -> bool:
         return self.ready
 
+    async def rows(self) -> AsyncIterator[int]:
+        yield 1
+
     async def echo(self, what: str) -> str:
         return what
 
@@ -186,6 +203,8 @@ class Own(Starting):
         own = self.gang["a"][self.rank]
         assert await own.echo("x") == "x"
         assert await own.plain("x") == "x"
+        async with own.rows() as rows:
+            assert [row async for row in rows] == [1]
         self.ready = True
 
 
@@ -194,6 +213,9 @@ class Round(Starting):
         peers = self.gang["a"]
         assert await peers[(self.rank + 1) % len(peers)].plain("x") == "x"
         assert await peers.echo("x") == ["x"] * len(peers)
+        async with peers.rows() as streams:
+            for rows in streams:
+                assert [row async for row in rows] == [1]
         self.ready = True
 
 
