@@ -44,24 +44,25 @@ def snapshot(buffers: list[Any], lent: Container[int] = (), *, must: bool = Fals
     if total > LARGE and not must and sum(list(_under_way.values())) + total > arena().limit:
         return False
     small = [place for place in places if len(buffers[place]) <= LARGE]
-    # What is small travels as data, and needs no memory of its own.
-    memory = memoryview(b"".join([buffers[place] for place in small]))
-    at = 0
     for place in places:
-        size = len(buffers[place])
-        if size <= LARGE:
-            buffers[place] = memory[at : at + size]
-            at += size
-        else:
-            buffers[place] = _copied(buffers[place], shared=shared)
+        if len(buffers[place]) > LARGE:
+            buffers[place] = _copied([buffers[place]], shared=shared)
+    if small:  # They travel as data, and need no memory of their own.
+        memory = _copied([buffers[place] for place in small], shared=False)
+        for place in small:
+            buffers[place], memory = memory[: len(buffers[place])], memory[len(buffers[place]) :]
     return True
 
 
-def _copied(view: memoryview, *, shared: bool) -> memoryview:
-    memory = _memory(len(view), shared=shared)
-    np.copyto(np.frombuffer(memory, np.uint8), np.frombuffer(view, np.uint8))
+def _copied(views: list[memoryview], *, shared: bool) -> memoryview:
+    """Return one copy of all of them, which counts as under way until nobody refers to it."""
+    size = sum(map(len, views))
+    if size <= LARGE:
+        return memoryview(b"".join(views))
+    memory = _memory(size, shared=shared)
+    np.concatenate([np.frombuffer(view, np.uint8) for view in views], out=np.frombuffer(memory, np.uint8))
     number = next(_numbers)
-    _under_way[number] = len(view)
+    _under_way[number] = size
     weakref.finalize(memory.obj, _under_way.pop, number).atexit = False
     return memory
 

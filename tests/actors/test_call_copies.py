@@ -81,9 +81,9 @@ class Copies:
         self.made = self.most = 0
         copied = snapshots._copied
 
-        def counted(view: memoryview, *, shared: bool) -> memoryview:
+        def counted(views: list[memoryview], *, shared: bool) -> memoryview:
             self.made += 1
-            memory = copied(view, shared=shared)
+            memory = copied(views, shared=shared)
             self.most = max(self.most, sum(snapshots._under_way.values()))
             return memory
 
@@ -251,6 +251,8 @@ def test_copies_that_wait_are_bounded(kind: str, copies: Copies, monkeypatch: py
             got = await asyncio.gather(*(actors[0].step() for _ in range(12)))
             assert all(low == high for low, high in (everywhere(each["state"][0]) for each in got))
             assert await actors[0].look(np.ones(12 * MIB, np.uint8), array) == [(1, 1)] * 2
+            few = [np.ones(60 << 10, np.uint8) for _ in range(50)]
+            assert await asyncio.gather(*(actors[0].look(*few) for _ in range(12))) == [[(1, 1)] * 50] * 12
             assert 3 * MIB < copies.most <= 14 * MIB
             del got
         gc.collect()
