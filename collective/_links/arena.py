@@ -277,15 +277,18 @@ class Arena:
         extent.segment.pages.let_go(key)
         self.release(extent)
 
-    def settle(self) -> None:
-        """See which of the ends that have left are dead, and free what is free. Every other call does this as well."""
+    def settle(self, *, last: bool = False) -> None:
+        """See which of the ends that have left are dead, and free what is free. Every other call does this as well.
+
+        :param last: wait for none of them any more: perhaps nobody looks again.
+        """
         if self._dying and not self._dropped:
             with self._lock:
                 dying, self._dying = self._dying, []
             for entry in dying:
                 process, deadline, lent = entry
                 dead = has_ended(process)
-                if not dead and monotonic() < deadline:
+                if not dead and not last and monotonic() < deadline:
                     with self._lock:
                         self._dying.append(entry)
                     continue

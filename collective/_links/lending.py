@@ -15,6 +15,7 @@ from collective._core.offload import LONG, offload
 from collective._gate import Gate
 from collective._links import mapping
 from collective._links.arena import DYING_SECONDS, arena
+from collective._links.timers import call_later_or_at_close
 from collective._links.wire import FORGET, REFERENCE, SHOW, SHOWN, WireError, frame_head
 from collective.abc import LARGE
 
@@ -161,7 +162,10 @@ class Lender:
             over = self._loop.is_closed()  # Then nobody would look again whether the other end has died.
             self._arena.leave(self, lent, -1 if over else process, dead=dead)
             if lent and not over:
-                self._loop.call_later(DYING_SECONDS, self._arena.settle)
+                call_later_or_at_close(self._loop, DYING_SECONDS, self._settle)
+
+    def _settle(self) -> None:
+        self._arena.settle(last=self._loop.is_closed())
 
     def _forget(self, number: int) -> None:
         self._declined.pop(number, None)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from collective._links.endpoint import LinkEndpoint
 from collective._links.hosts import default_host
+from collective._links.timers import call_later_or_at_close
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -26,33 +27,21 @@ def loop_endpoint() -> LinkEndpoint:
     entry = _endpoints.get(loop)
     if entry is None or entry[0].closed:
         endpoint = LinkEndpoint(kinds=(), host=default_host(), directory=None, interface="")
-        loop.call_later(_NEVER, _abort_with(loop, endpoint))  # Nobody else may hold what this returns.
+        call_later_or_at_close(loop, _NEVER, partial(_abort, loop, endpoint))
         keeper = _keep(loop, endpoint)
         # The first step of an asynchronous generator makes the loop close it in `shutdown_asyncgens`, which
-        # `asyncio.run` awaits as the last thing before it closes the loop. No other hook does the same on every loop.
+        # `asyncio.run` awaits as the last thing before it closes the loop: then it can still wait, and close in order.
         with contextlib.suppress(StopIteration):  # How a first step that does not wait ends.
             keeper.__anext__().send(None)
         entry = _endpoints[loop] = (endpoint, keeper)
     return entry[0]
 
 
-class _Timer:
-    """The callback of a timer that never comes. A loop lets go of it when it is closed, whoever closes it, and how."""
-
-    def __call__(self) -> None: ...
-
-
-def _abort_with(loop: asyncio.AbstractEventLoop, endpoint: LinkEndpoint) -> _Timer:
-    """Return a callback with which, once a loop has let go of it, the endpoint goes too, if it is still there."""
-
-    def abort() -> None:  # A finalizer: in the middle of `loop.close()`.
-        if not endpoint.closed:
-            _endpoints.pop(loop, None)
-            endpoint.abort()
-
-    timer = _Timer()
-    weakref.finalize(timer, abort).atexit = False
-    return timer
+def _abort(loop: asyncio.AbstractEventLoop, endpoint: LinkEndpoint) -> None:
+    """The loop is being closed: close its endpoint at once, if that is still open."""
+    if not endpoint.closed:
+        _endpoints.pop(loop, None)
+        endpoint.abort()
 
 
 async def _keep(loop: asyncio.AbstractEventLoop, endpoint: LinkEndpoint) -> AsyncGenerator[None, None]:

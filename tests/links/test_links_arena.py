@@ -227,13 +227,13 @@ def test_a_cancelled_send_is_lent_whole_or_not_at_all(loop: str) -> None:
 def test_a_loop_that_closes_during_a_copy_leaves_nothing_used(
     how: str, small_arena: Callable[[int], Arena], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arena, go_on, copy = small_arena(64 * MIB), threading.Event(), lending._copy
+    arena, go_on, copy = small_arena(64 * MIB), threading.Event(), lending.Gate.copy
     copying: list[int] = []
 
-    def slowly(copies: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    def slowly(gate: lending.Gate, target: np.ndarray, source: np.ndarray) -> None:
         copying.append(threading.get_ident())
         assert go_on.wait(30)
-        copy(copies)
+        copy(gate, target, source)
 
     async def begin() -> tuple[Pair, asyncio.Task[None]]:
         here, there = await endpoint("shm"), await endpoint("shm")
@@ -246,7 +246,7 @@ def test_a_loop_that_closes_during_a_copy_leaves_nothing_used(
             await asyncio.wait([sending])
         return both, sending
 
-    monkeypatch.setattr(lending, "_copy", slowly)
+    monkeypatch.setattr(lending.Gate, "copy", slowly)
     loop = asyncio.new_event_loop()
     both, sending = loop.run_until_complete(asyncio.wait_for(begin(), 30))
     loop.close()
@@ -358,6 +358,22 @@ def test_what_is_held_outlives_its_sender(tmp_path: Path, loop: str) -> None:
 
         run(main, loop=loop)
     assert mapped() <= before
+
+
+def test_a_loop_that_ends_leaves_no_receiver_watched(tmp_path: Path, loop: str) -> None:
+    """Whether the receiver of what was lent is dying is watched for a second, or until the loop is closed."""
+    with peer("shm", tmp_path) as (_, address):
+
+        async def main() -> None:
+            async with await open_endpoint(kinds=()) as here:
+                channel = (await here.connect(address, KEY)).open("keep")
+                await channel.send(b"", [bytes(3 * MIB)])
+                assert (await channel.receive()).header == b"kept"
+
+        before = len(os.listdir("/proc/self/fd"))
+        run(main, loop=loop)
+        assert not arenas.arena()._dying
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def mapped() -> int:
@@ -553,12 +569,6 @@ def test_extents_never_overlap_and_all_are_found_again() -> None:
     assert segment.idle
 
 
-class _Heard:
-    """Links to which nothing is shown; while there is one an arena keeps warm pages."""
-
-    def segment_gone(self, number: int) -> None: ...
-
-
 @pytest.mark.parametrize("elsewhere", [True, False], ids=["on another thread", "on the same thread"])
 @pytest.mark.parametrize("busy", ["take", "give_back"])
 def test_what_is_let_go_of_while_the_arena_is_busy_is_told_at_once(
@@ -593,7 +603,7 @@ def test_what_nobody_uses_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within its limit an arena can always be had, whatever it keeps warm: as much of that goes as is in the way."""
     monkeypatch.setattr(arenas, "_SEGMENT", 4 * MIB)
     made = Arena(16 * MIB)
-    link = _Heard()
+    link = Link()
     made.join(link)
     used, *idle = [made.allocate(3 * MIB) for _ in range(4)]
     del idle
@@ -614,7 +624,7 @@ def test_those_with_a_limit_of_their_own_use_up_nobody_elses(monkeypatch: pytest
     """What is beyond the limit lies in segments of its own, so that each side's bytes count for that side alone."""
     monkeypatch.setattr(arenas, "_SEGMENT", 4 * MIB)
     made = Arena(4 * MIB)
-    link = _Heard()
+    link = Link()
     made.join(link)
     warm = made.allocate(MIB)
     del warm
