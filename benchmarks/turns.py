@@ -116,7 +116,9 @@ class Side:
             for rank in range(1 if launcher else ranks):
                 command = [*launcher, sys.executable, "-m", "benchmarks.side", module, socket, str(rank)]
                 environ = os.environ | {"PYTHONPATH": str(self._root)}
-                self._processes.append(subprocess.Popen(command, stdout=self._log, stderr=self._log, cwd=self._root, env=environ))
+                self._processes.append(
+                    subprocess.Popen(command, stdout=self._log, stderr=self._log, cwd=self._root, env=environ)
+                )
             ready = {}
             for _ in range(ranks):
                 connection = self._accept(listener)

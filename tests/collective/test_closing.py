@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("link", ["memory", "unix", "shm"])
 def test_what_a_broken_epoch_still_receives_is_dropped(link: str) -> None:
-    """Kind: bytes on their way to a broken epoch. They raise nothing, nobody holds them, and all goes on after a reset."""
+    """Kind: bytes on their way to a broken epoch. They raise nothing, nobody holds them, and a reset helps."""
 
     async def main() -> None:
         backend = "memory" if link == "memory" else "shm"

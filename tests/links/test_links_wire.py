@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from link_harness import KEY, channel_between, endpoint, run, until
 
+from collective._links import endpoint as endpoint_module
 from collective._links import handshake
 from collective._links import wire as w
 from collective._links.carrier import Carrier
@@ -111,7 +112,9 @@ def cuts() -> list[tuple[int, bool]]:
     return early + late
 
 
-def test_a_peer_that_dies_anywhere_is_broken_and_nothing_else_is() -> None:
+def test_a_peer_that_dies_anywhere_is_broken_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "_PAUSE", 0.0)  # What listens there lives, so that it is dialed again.
+
     async def main() -> None:
         async with await endpoint("tcp") as there, await open_endpoint(kinds=()) as here:
             seen: list[bytes] = []
