@@ -10,6 +10,7 @@ memory. torch has no read-only tensors; a tensor takes the writable memory below
 from __future__ import annotations
 
 import copyreg
+import functools
 import io
 import os
 import pickle
@@ -279,11 +280,26 @@ def _dumps_by_value(obj: object, keep: Callable[[pickle.PickleBuffer], Any] | No
     import cloudpickle  # type: ignore[import-untyped]  # slow to import, and seldom needed
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        dispatch_table: ClassVar[Any] = ChainMap(_array_table(), cloudpickle.Pickler.dispatch_table)
+        dispatch_table: ClassVar[Any] = ChainMap(
+            _array_table() | {functools.singledispatchmethod: _reduce_dispatching}, cloudpickle.Pickler.dispatch_table
+        )
 
     file = io.BytesIO()
     Pickler(file, PROTOCOL, buffer_callback=keep).dump(obj)
     return file.getvalue()
+
+
+def _reduce_dispatching(method: functools.singledispatchmethod[Any]) -> Any:
+    """Take a method of a class of `__main__` apart: its cache, of weak references, cannot travel."""
+    return _rebuild_dispatching, (method.func, dict(method.dispatcher.registry))
+
+
+def _rebuild_dispatching(function: Any, registry: dict[type, Any]) -> functools.singledispatchmethod[Any]:
+    method = functools.singledispatchmethod(function)
+    for kind, implementation in registry.items():
+        if kind is not object:
+            method.dispatcher.register(kind, implementation)
+    return method
 
 
 def _text(error: BaseException) -> str:

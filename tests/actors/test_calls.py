@@ -14,6 +14,7 @@ import pytest
 from actor_harness import run, team
 
 from actors import Actor, Handle, Handles, NotReady
+from actors._pickling import dumps, loads
 from actors.actor import connect, create
 
 if TYPE_CHECKING:
@@ -472,3 +473,20 @@ def test_methods_are_what_decorators_and_descriptors_make_of_them(kind: str) -> 
                     await anext(rows)
 
     run(kind, main())
+
+
+def test_a_class_of_main_with_a_method_that_dispatches_travels() -> None:
+    """Kind: what a decorator keeps beside a method cannot be pickled by value."""
+
+    class Local(Actor):
+        @functools.singledispatchmethod
+        async def kind(self, what: object) -> str:
+            return "object"
+
+        @kind.register
+        async def _(self, what: int) -> str:
+            return "int"
+
+    data, buffers = dumps(Local, "a class", in_call=False)
+    made: Any = create(loads(data, buffers, "a class"), (), {}, role="worker", rank=0)
+    assert [asyncio.run(made.kind(what)) for what in (1, "x")] == ["int", "object"]
