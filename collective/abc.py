@@ -273,7 +273,8 @@ class DataPlane(ABC):
     Every method but `open` is a plain function that issues an operation and returns its completion. The members call
     the same methods in the same order with fitting arguments: the group saw to that before. Arrays are C-contiguous,
     one-dimensional numpy arrays; the data plane reads `source` and writes `target` until the completion is done, and
-    never afterwards, also where it was abandoned. `source` and `target` may be the same memory, never overlap
+    never afterwards, also where it was abandoned. `source` and `target` may be the same memory; in an allgather
+    `source` may be its own part of `target`, in a reduce_scatter `target` its own part of `source`; they never overlap
     otherwise, and may be read-only (`source`) or empty. A completion that fails raises BackendError. Contract 5 (the
     loop is not blocked) is the data plane's to keep.
     """

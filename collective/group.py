@@ -189,6 +189,7 @@ class Group:
         """Reduce elementwise and give each rank its part along dimension 0.
 
         :param splits: rows of each rank, equal on every member; by default as torch.chunk cuts, then empty parts.
+        :param out: may be this rank's part of the tensor.
         """
         return self._collective("reduce_scatter", lambda rank, size: ReduceScatter(rank, size, tensor, op, splits, out))
 
@@ -196,20 +197,28 @@ class Group:
         """Concatenate every member's tensor along dimension 0, in rank order; the lengths there may differ.
 
         A zero-dimensional tensor counts as shape (1,).
+
+        :param out: the tensor may be its own part of this.
         """
         return self._collective("allgather", lambda rank, size: AllGather(rank, size, tensor, out))
 
-    def gather(self, tensor: Array, root: int) -> Work[list[Array] | None]:
-        """Give the root a list of every member's tensor, in rank order; shapes and dtypes may differ."""
-        return self._collective("gather", lambda rank, size: Gather(rank, size, tensor, root))
+    def gather(self, tensor: Array, root: int, *, out: Sequence[Array] | None = None) -> Work[list[Array] | None]:
+        """Give the root a list of every member's tensor, in rank order; shapes and dtypes may differ.
 
-    def scatter(self, tensors: Sequence[Array] | None, root: int) -> Work[Array]:
+        :param out: at the root, an array for each rank's tensor. The root's own may be the tensor itself.
+        """
+        return self._collective("gather", lambda rank, size: Gather(rank, size, tensor, root, out))
+
+    def scatter(self, tensors: Sequence[Array] | None, root: int, *, out: Array | None = None) -> Work[Array]:
         """Give each rank its own of the root's tensors; the others pass None. Shapes and dtypes may differ."""
-        return self._collective("scatter", lambda rank, size: Scatter(rank, size, tensors, root))
+        return self._collective("scatter", lambda rank, size: Scatter(rank, size, tensors, root, out))
 
-    def alltoall(self, tensors: Sequence[Array]) -> Work[list[Array]]:
-        """Send `tensors[j]` to each rank j and get a list of what each rank sent here; shapes and dtypes may differ."""
-        return self._collective("alltoall", lambda rank, size: AllToAll(rank, size, tensors))
+    def alltoall(self, tensors: Sequence[Array], *, out: Sequence[Array] | None = None) -> Work[list[Array]]:
+        """Send `tensors[j]` to each rank j and get a list of what each rank sent here; shapes and dtypes may differ.
+
+        :param out: an array for what comes from each rank. Any of them may be one of the tensors, which is copied then.
+        """
+        return self._collective("alltoall", lambda rank, size: AllToAll(rank, size, tensors, out))
 
     def barrier(self) -> Work[None]:
         """Be done when every member has called it."""

@@ -329,6 +329,18 @@ def same_memory(a: Array, b: Array) -> bool:
     return _layout(a) == _layout(b)
 
 
+def row_of(whole: Array, part: Array) -> int | None:
+    """Return the row of `whole` from which on its rows are those of `part`, in the same memory; None without one."""
+    if not whole.ndim or part.ndim != whole.ndim or not 0 < len(part) <= len(whole):
+        return None
+    stride = whole.stride(0) * whole.element_size() if kind_of(whole) == "torch" else whole.strides[0]
+    start, first = _layout(part)[0], _layout(whole)[0]
+    if not isinstance(start, int) or not isinstance(first, int) or not stride:
+        return None
+    row = (start - first) // stride
+    return row if 0 <= row <= len(whole) - len(part) and same_memory(whole[row : row + len(part)], part) else None
+
+
 def extent(x: Array) -> tuple[int, int]:
     """Return the first byte of an array's memory and the one after its last."""
     if kind_of(x) == "torch":

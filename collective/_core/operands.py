@@ -118,6 +118,11 @@ class Landing:
         return self._out
 
 
+def overlap() -> ValueError:
+    """Return the error of an `out` that some of an input lies in, or the other way round."""
+    return ValueError("out overlaps an input partially; pass the input itself, its own part, or separate memory")
+
+
 def check_out(out: Any, expected: Spec, *, inputs: Sequence[Any] = (), shape_known: bool = True) -> None:
     """Raise where `out` cannot take a result like `expected`, or overlaps an input partially.
 
@@ -135,4 +140,4 @@ def check_out(out: Any, expected: Spec, *, inputs: Sequence[Any] = (), shape_kno
         raise ValueError("out is read-only")
     for tensor in inputs:
         if tensors.may_overlap(out, tensor) and not tensors.same_memory(out, tensor):
-            raise ValueError("out overlaps an input partially; pass the input itself or separate memory")
+            raise overlap()

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collective import reductions
+from collective import reductions, tensors
 from collective._core.agreement import Record
-from collective._core.operands import Landing, Spec, as_bytes, check_out, copies, describe, flat
+from collective._core.operands import Landing, Spec, as_bytes, check_out, copies, describe, flat, overlap
 from collective._gate import Guarded
 from collective._integers import integer, integers
 from collective.tensors import numpy_dtype
@@ -252,7 +252,9 @@ class ReduceScatter(_Reduction):
         self.splits = chunks(rows, size) if splits is None else check_splits(splits, rows, size)
         self.shape = (self.splits[rank], *self.spec.shape[1:])
         if out is not None:
-            check_out(out, self.spec._replace(shape=self.shape), inputs=[tensor])
+            check_out(out, self.spec._replace(shape=self.shape))
+            if tensors.may_overlap(out, tensor) and tensors.row_of(tensor, out) != sum(self.splits[:rank]):
+                raise overlap()
 
     def describe(self) -> str:
         return f"reduce_scatter({self.spec}, {self.op.name}, splits={list(self.splits)})"
@@ -277,9 +279,16 @@ class AllGather(_OneTensor):
         super().__init__(rank, size, tensor, out)
         shape = self.spec.shape or (1,)
         self.rest = shape[1:]
+        own: int | None = None
+        """The row of `out` where the tensor lies, if it does."""
         if out is not None:
-            check_out(out, self.spec, inputs=[tensor], shape_known=False)
-        self.meta = (shape[0], None if out is None else describe(out).shape)
+            check_out(out, self.spec, shape_known=False)
+            if tensors.may_overlap(out, tensor):
+                own = tensors.row_of(out, tensor if tensor.ndim else tensor[None])
+                # The lengths of the others are not known yet: `agree` sees to the rest.
+                if own is None or (rank == 0 and own) or (rank == size - 1 and own + shape[0] != len(out)):
+                    raise overlap()
+        self.meta = (shape[0], None if out is None else describe(out).shape, own)
         self.rows: list[int] = []
 
     def describe(self) -> str:
@@ -288,11 +297,20 @@ class AllGather(_OneTensor):
 
     def agree(self, metas: Metas) -> None:
         assert metas is not None
-        self.rows = [rows for rows, _ in metas]
+        self.rows = [rows for rows, _, _ in metas]
         whole = (sum(self.rows), *self.rest)
-        if any(out not in (None, whole) for _, out in metas):
+        starts = [sum(self.rows[:rank]) for rank in range(len(metas))]
+        if any(
+            out not in (None, whole) or own not in (None, start)
+            for (_, out, own), start in zip(metas, starts, strict=True)
+        ):
             raise Disagreement(
-                [f"{rows} rows" + ("" if out is None else f", out of {out} for {whole}") for rows, out in metas]
+                [
+                    f"{rows} rows"
+                    + ("" if out is None else f", out of {out} for {whole}")
+                    + ("" if own is None else f", which lie in out from row {own} on, for {start}")
+                    for (rows, out, own), start in zip(metas, starts, strict=True)
+                ]
             )
 
     def settle(self, briefs: Sequence[Any]) -> None:

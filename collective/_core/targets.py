@@ -1,4 +1,4 @@
-"""The arrays of a caller's that results of a repartition are written into: `out`."""
+"""The arrays of a caller's that several results of an operation are written into: `out`."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def _pair(one: tuple[int, int, bool, str, Any], other: tuple[int, int, bool, str
     """Return the name of the local, where one of the two is the other itself."""
     out, local = (one, other) if one[2] else (other, one)
     if local[2] or not tensors.same_memory(out[4], local[4]):
-        raise ValueError(f"{out[3]} overlaps {local[3]}; pass separate memory, or as out just what is passed as local")
+        raise ValueError(f"{out[3]} overlaps {local[3]}; pass separate memory, or as out just what is passed as input")
     return local[3]

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collective.testing._outputs import Operation
     from collective.testing._world import World
 
-_LENGTH = 1 << 21
-"""Elements of an input, 16 MiB: what is so long is copied by threads, and takes many turns of the loop."""
+_LENGTH = 3 << 19
+"""Elements of an input, 12 MiB: what is so long is copied by threads, and takes many turns of the loop."""
 _SAMPLE = slice(None, None, 1 << 12)
 """Elements that are written to and looked at: few enough to be done before whoever copies has gone on by much."""
 _AFTER = -1.0
@@ -36,7 +36,7 @@ async def failed_operations_leave_memory_alone(world: World) -> None:
     """Each operation with an `out`, broken while it is written to: once its Work has failed, nobody writes there, and
     its inputs may be changed; whoever gets a result nevertheless gets what the inputs held before."""
     for form in ("contiguous", "strided"):
-        for name, operation in {**OPERATIONS, "recv": _ring, **_repartitions(world.size)}.items():
+        for name, operation in {**OPERATIONS, "recv": _ring, **_EXCHANGES, **_repartitions(world.size)}.items():
             parts = [np.full(_LENGTH, rank + 1.0) for rank in world.ranks]
             wanted = _RESULTS[name](parts) if name in _RESULTS else expected(name, parts)
             await _break_and_wipe(world, name, operation, parts, wanted, form)
@@ -49,7 +49,23 @@ def _ring(group: Group, x: Any, out: Any) -> Any:
     return batch
 
 
+def _split(array: np.ndarray | None, size: int) -> list[np.ndarray] | None:
+    return None if array is None else np.split(array, size)
+
+
+_EXCHANGES: dict[str, Operation] = {
+    "alltoall": lambda group, x, out: group.alltoall(np.split(x, group.size), out=np.split(out, group.size)),
+    "gather": lambda group, x, out: group.gather(x, group.size - 1, out=_split(out, group.size)),
+    "scatter": lambda group, x, out: group.scatter(
+        np.split(x, group.size) if group.rank == group.size - 1 else None, group.size - 1, out=out
+    ),
+}
 _RESULTS: dict[str, Callable[[Sequence[np.ndarray]], Sequence[np.ndarray | None]]] = {
+    "alltoall": lambda parts: [
+        np.concatenate([np.split(part, len(parts))[rank] for part in parts]) for rank in range(len(parts))
+    ],
+    "gather": lambda parts: [*[None] * (len(parts) - 1), np.concatenate(parts)],
+    "scatter": lambda parts: np.split(parts[-1], len(parts)),
     "repartition": lambda parts: parts,
     "broadcast by repartition": lambda parts: [parts[-1]] * len(parts),
 }
