@@ -283,6 +283,7 @@ class Engine:
         if self.closed or epoch.fault is not None or not self.ended.add(root, ending):
             return
         self.faults.flood(("over", epoch.number, root, tuple(ending)))
+        epoch.mailbox.end_scope(root, ending)
         epoch.end_scope(root, ending)
 
     def part_over(self, root: bytes) -> None:
