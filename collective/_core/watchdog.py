@@ -105,7 +105,8 @@ class Watchdog:
 
     def _end_youngest(self, stuck: set[Call]) -> None:
         engine = self._engine
-        calls = sorted(stuck, key=lambda call: call.id)
+        holders = {call for held, _ in self._threads.values() for call in held}
+        calls = sorted(holders & stuck, key=lambda call: call.id)  # the others wait for these, and for nothing else
         for known in self._threads.values():
             for each in known:
                 each.discard(calls[-1])

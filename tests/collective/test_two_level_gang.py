@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -58,6 +59,16 @@ class Worker(Actor):
     async def progress(self) -> int:
         return self.rounds
 
+    async def answer(self, value: int) -> bool:
+        """Add up what calls have that are under way at once, each member in another order."""
+        group = self.groups["all"]
+        for step in range(3):
+            await asyncio.sleep(random.random() * 0.01)
+            total = await group.allreduce(np.full(1 + value % 3, value + step))
+            if (total != 4 * (value + step)).any():
+                return False
+        return True
+
 
 @pytest.fixture
 def two_nodes(private_ray: None) -> Iterator[None]:
@@ -81,6 +92,8 @@ def test_a_gang_on_two_hosts_takes_two_levels_and_misses_who_dies_in_the_middle(
             where = await gang["worker"].where()
             hosts = [host for host, _ in where]
             assert sorted(hosts) == ["one", "one", "two", "two"]
+            calls = [gang["worker"].answer(100 * number) for number in range(50)]
+            assert await asyncio.gather(*calls) == [[True] * 4] * 50
             assert await gang["worker"].add() == [(("shm", "gloo"), [("shm",), ("gloo",)])] * 4
 
             dead = next(rank for rank in range(4) if hosts[rank] != hosts[0])  # the leader of the second host

@@ -1,0 +1,117 @@
+"""Calls in flight at once: their collectives and sends never mix, and one that fails leaves the others alone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from gang_harness import run
+from scope_traffic import Front, Server, traffic
+
+from actors import Actor, Gang, Role
+from collective import GroupBroken, GroupError, GroupSpec
+from scheduling import Resources
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SMALL = Resources(cpu=0.1)
+HOW = {"right", "Refused", "cancelled"}
+
+
+def gang(backend: str, runtime: str) -> Gang:
+    servers, fronts = Role("server", Server, 3, resources=SMALL), Role("front", Front, 3, resources=SMALL)
+    return Gang(
+        servers, fronts, groups=[GroupSpec("dp", ("server",), backend=backend, timeout=30)], runtime=runtime
+    )
+
+
+async def check_traffic(backend: str, runtime: str, counts: Iterable[tuple[str, int, int]]) -> None:
+    async with gang(backend, runtime) as made, asyncio.timeout(100):
+        for method, callers, calls in counts:
+            ended = await traffic(made, calls, method, callers)
+            assert sum(ended.values()) == calls
+            # Plain methods of several callers may wait for each other's threads, and then the younger call is ended.
+            assert ended.keys() <= HOW | ({"waited for threads"} if method == "answer_in_thread" else set()), ended
+            assert ended["right"] > calls / 4
+
+
+@pytest.mark.parametrize("backend", ["memory", "shm", "gloo"])
+def test_calls_in_flight_never_mix_in_one_process(backend: str) -> None:
+    counts = [("answer", 1, 200), ("answer", 3, 200), ("answer_in_thread", 1, 40), ("answer_in_thread", 3, 40)]
+    run(check_traffic(backend, "inproc", counts))
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("backend", ["shm", "gloo"])
+def test_calls_in_flight_never_mix_between_processes(backend: str) -> None:
+    counts = [("answer", 1, 200), ("answer", 3, 200), ("answer_in_thread", 1, 40), ("answer_in_thread", 3, 40)]
+    run(check_traffic(backend, "ray", counts))
+
+
+class Half(Actor):
+    """One of two roles that share a group."""
+
+    async def meet(self, value: float, seconds: float = 0.0) -> float:
+        await asyncio.sleep(seconds)
+        return float((await self.groups["all"].allreduce(np.array([value])))[0])
+
+    async def fail(self) -> None:
+        raise ValueError("for the test")
+
+    async def leave(self) -> None:
+        self.groups["all"].barrier()
+        raise ValueError("in mid-collective")
+
+
+def halves(runtime: str) -> Gang:
+    roles = [Role(name, Half, 2, resources=SMALL) for name in ("left", "right")]
+    return Gang(*roles, groups=[GroupSpec("all", ("left", "right"), timeout=20)], runtime=runtime)
+
+
+def test_calls_to_several_roles_share_a_scope_in_a_block(runtime: str) -> None:
+    """Without one, nothing tells two such requests apart: the second is an error, not a wrong sum."""
+
+    async def request(made: Gang, number: int) -> list[float]:
+        with made.scope(("request", number)):
+            left = made["left"].meet(10.0**number, 0.02 * (number % 3))
+            right = made["right"].meet(10.0**number, 0.02 * (2 - number % 3))
+            return [value for each in await asyncio.gather(left, right) for value in each]
+
+    async def main() -> None:
+        async with halves(runtime) as made, asyncio.timeout(60):
+            answers = await asyncio.gather(*(request(made, number) for number in range(6)))
+            assert answers == [[4 * 10.0**number] * 4 for number in range(6)]
+            pending = asyncio.gather(made["left"].meet(1.0), made["right"].meet(1.0, 0.5))
+            await asyncio.sleep(0.2)
+            with pytest.raises(ExceptionGroup) as caught:
+                await made["left"].meet(2.0)
+            for error in caught.value.exceptions:
+                assert isinstance(error, GroupError)
+                assert "default scope" in str(error)
+                assert "of left.meet" in str(error)
+            assert await pending == [[4.0] * 2] * 2
+            with made.scope("one that fails"):
+                failing = made["left"].meet(3.0), made["right"].fail()
+                errors = await asyncio.gather(*failing, return_exceptions=True)
+            assert [type(error) for error in errors] == [ExceptionGroup] * 2
+            assert await request(made, 1) == [40.0] * 4
+
+    run(main())
+
+
+def test_a_group_is_reset_from_the_driver(runtime: str) -> None:
+    async def main() -> None:
+        async with halves(runtime) as made, asyncio.timeout(60):
+            with pytest.raises(ValueError, match="in mid-collective"):
+                await made["left"][0].leave()
+            with pytest.raises(ExceptionGroup) as caught:
+                await made["right"].meet(1.0)
+            assert all(isinstance(error, GroupBroken) for error in caught.value.exceptions)
+            await made.groups["all"].reset()
+            answers = await asyncio.gather(made["left"].meet(1.0), made["right"].meet(1.0))
+            assert answers == [[4.0] * 2] * 2
+
+    run(main())
