@@ -116,14 +116,9 @@ class Side:
             for rank in range(1 if launcher else ranks):
                 command = [*launcher, sys.executable, "-m", "benchmarks.side", module, socket, str(rank)]
                 environ = os.environ | {"PYTHONPATH": str(self._root)}
-<<<<<<< HEAD
                 self._processes.append(
                     subprocess.Popen(command, stdout=self._log, stderr=self._log, cwd=self._root, env=environ)
                 )
-=======
-                process = subprocess.Popen(command, stdout=self._log, stderr=self._log, cwd=self._root, env=environ)
-                self._processes.append(process)
->>>>>>> d4e7474 (Test calls in flight at once on every backend; end the youngest call that holds a thread of a circle)
             ready = {}
             for _ in range(ranks):
                 connection = self._accept(listener)
