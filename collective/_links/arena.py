@@ -83,12 +83,13 @@ class _Lock:
     def __init__(self, work: Callable[[], None]) -> None:
         lock = threading.Lock()
         self.acquire = lock.acquire
-        self._release = lock.release
+        self.release_only = lock.release
+        """For who does the work, and looks again himself whether some was left."""
         self._work = work
 
     def release(self) -> None:
         """Release it, and do what was left meanwhile. Whoever comes later gets the lock himself."""
-        self._release()
+        self.release_only()
         self._work()
 
     def __enter__(self) -> None:
@@ -303,12 +304,12 @@ class Arena:
 
     def _drain(self) -> None:
         # A finalizer that comes while somebody has the lock, perhaps its own thread, leaves its work to him.
-        if self._let_go and not self._dropped and self._lock.acquire(False):
+        while self._let_go and not self._dropped and self._lock.acquire(False):
             try:
                 while self._let_go:
                     self._take_away(self._let_go.popleft())
             finally:
-                self._lock.release()
+                self._lock.release_only()
 
     def _take_away(self, extent: Extent) -> None:
         extent.uses -= 1

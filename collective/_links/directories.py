@@ -74,10 +74,13 @@ def _sweep_beside(parent: str) -> None:
     """Sweep the directories in `parent`; where that is one that a gang keeps its own in, also those of other gangs."""
     if os.path.basename(os.path.normpath(parent)).startswith(_PREFIX):
         parent = os.path.dirname(os.path.abspath(parent))
-    living = _listening()
-    for name in os.listdir(parent):
-        if name.startswith(_PREFIX):
-            _sweep(os.path.join(parent, name), living)
+    try:
+        names = [name for name in os.listdir(parent) if name.startswith(_PREFIX)]
+    except OSError:  # One may make directories there, and not see those of others; or there are no descriptors left.
+        return
+    living = _listening() if names else set()
+    for name in names:
+        _sweep(os.path.join(parent, name), living)
 
 
 def _sweep(directory: str, living: set[str]) -> None:

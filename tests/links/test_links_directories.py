@@ -101,6 +101,23 @@ def test_what_lives_answers_even_where_the_kernel_does_not_list_it(
     run(main)
 
 
+def test_where_nothing_can_be_looked_for_endpoints_start_all_the_same(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> list[str]:
+        raise PermissionError(f"{path} is not to be read")
+
+    monkeypatch.setattr(directories.os, "listdir", refuse)
+
+    async def main() -> None:
+        async with await endpoint("unix", directory=str(place)) as there, await endpoint("unix") as here:
+            await talk(await here.connect(there.address, KEY), there)
+
+    run(main)
+    with os.scandir(place) as left:
+        assert not list(left)
+
+
 def test_only_what_looks_like_one_of_these_is_swept(place: Path) -> None:
     """A directory is left alone that holds anything else, is another host's, or may be one that is just being made."""
     kill(listens_in(place))
