@@ -29,12 +29,20 @@ class Sharing:
 
     :param urge: sends a control frame.
     :param ended: is told why, when the socket has ended.
+    :param rung: is told where the other end rang while somebody else than the carrier looked for a segment.
     """
 
-    def __init__(self, sock: socket.socket, urge: Callable[[bytes], None], ended: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        urge: Callable[[bytes], None],
+        ended: Callable[[str], None],
+        rung: Callable[[], None],
+    ) -> None:
         self._sock = sock
         self._urge = urge
         self._ended = ended
+        self._rung = rung
         self._lender: Lender | None = None
         self._borrower: Borrower | None = None
         self._came = b""
@@ -126,6 +134,10 @@ class Sharing:
         if self._borrower is not None:
             self._borrower.drop()
 
+    def _look_for_segment(self) -> None:
+        if self.look():
+            self._rung()  # It rings once; nobody else will hear of it.
+
     def _take_records(self) -> bool:
         """Take what is complete. Return whether the other end rang."""
         rang = False
@@ -164,7 +176,7 @@ class Sharing:
         if self._borrower is None:
             from collective._links.borrowing import Borrower
 
-            self._borrower = Borrower(self._urge, self.look)
+            self._borrower = Borrower(self._urge, self._look_for_segment)
         return self._borrower
 
     def _close_descriptors(self) -> None:

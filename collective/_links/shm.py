@@ -224,6 +224,10 @@ class ShmCarrier(SwitchingCarrier):
         if rang and not self._closed:
             self._woken()
 
+    def _rung(self) -> None:
+        if not self._closed:
+            self._poller.wake(self)
+
     def _socket_ended(self, cause: str) -> None:
         self._die(cause)
 

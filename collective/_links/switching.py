@@ -48,6 +48,10 @@ class SwitchingCarrier(StreamCarrier):
         """Read and write there from now on; the socket brings descriptors, and tells of the other end's death."""
 
     @abstractmethod
+    def _rung(self) -> None:
+        """Take note that the other end has called to wake this one."""
+
+    @abstractmethod
     def _socket_ended(self, cause: str) -> None:
         """Take note that the socket has told of the other end's death."""
 
@@ -144,7 +148,7 @@ class SwitchingCarrier(StreamCarrier):
         if switch:
             assert self._region is not None
             self._switched = True
-            self.sharing = Sharing(self._sock, self._source.urge, self._socket_ended)
+            self.sharing = Sharing(self._sock, self._source.urge, self._socket_ended, self._rung)
             self._use(self._region)
         else:
             self._drop_region()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collective._links.mux import Mux
     from collective._links.segments import Extent
     from collective._links.sharing import Sharing
+    from collective._links.shm import ShmCarrier
     from collective.abc import Message
 
 pytestmark = pytest.mark.skipif(not ring.usable(), reason="rings need the store order of x86")
@@ -650,3 +651,22 @@ def test_no_segment_for_want_of_resources_says_which(
         with pytest.raises(MemoryError, match=f"no {what} left to take more"):
             allocate(MIB)
     assert allocate(MIB).nbytes == MIB
+
+
+def test_who_looks_for_a_segment_loses_no_call_to_wake() -> None:
+    """Both come over the socket, and somebody else than the poller may be the one who reads them."""
+
+    async def main() -> None:
+        async with pair("shm") as both:
+            one, other = await both.channel()
+            far = cast("Mux", await both.there.connect(both.here.address, KEY))
+            block = allocate(MIB)
+            await until(lambda: not cast("ShmCarrier", far.carrier).awake)
+            one.send_nowait(b"x")
+            lent = both.link.lend(block.memory)
+            assert lent is not None
+            assert far.borrow(lent) is not None
+            async with asyncio.timeout(5):
+                assert (await other.receive()).header == b"x"
+
+    run(main)
