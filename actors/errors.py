@@ -2,7 +2,7 @@
 
     ActorError
      |- GangStartError               a gang did not start; nothing of it is left
-     |- ActorClosed                  the actor shut down in good order; the call did not end
+     |- ActorClosed (ConnectionError)   the actor shut down in good order; the call did not end
      |- CallDeadlock (RuntimeError)  the call waited, by way of others, for itself
      |- NotReady (RuntimeError)      used before the actor, or a stream, was ready for it
      |- NotPicklable (TypeError)     an argument or a result cannot travel
@@ -25,7 +25,7 @@ class ActorError(Exception):
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
-class ActorClosed(ActorError):
+class ActorClosed(ActorError, ConnectionError):
     """The actor shut down in good order before the call ended."""
 
     def __init__(self, role: str, rank: int, doing: str) -> None:

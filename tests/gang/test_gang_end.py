@@ -94,7 +94,7 @@ def test_calls_end_before_teardown(runtime, tmp_path):
             await gang["worker"][0].pid()  # after the call, which has started then
         with pytest.raises(ActorClosed):
             await call
-        with pytest.raises(ConnectionError):
+        with pytest.raises(ActorClosed):
             await gang["worker"][0].pid()
 
     run(main())
