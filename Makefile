@@ -2,7 +2,7 @@
 PYTHON ?= python3
 DEMO_ARGS ?=
 TEST_ARGS ?=
-BENCHMARKS ?= calls collectives n_to_m repartition rows store start idle
+BENCHMARKS ?= calls collectives scopes n_to_m repartition rows store start idle
 BENCH_ARGS ?=
 RESULTS ?= build/benchmarks
 

@@ -21,6 +21,7 @@ PLOT = RESULTS / "times.svg"
 ORDER = {
     "calls": "Calls",
     "collectives": "Collectives on one host",
+    "scopes": "Scopes",
     "n_to_m": "Many to many",
     "store": "Tensors by reference",
     "start": "Starting and stopping",
