@@ -38,7 +38,7 @@ def snapshot(buffers: list[Any], lent: Container[int] = (), *, must: bool = Fals
     :param shared: whether some receiver can read the arena.
     """
     places = [
-        place for place, view in enumerate(buffers) if type(view) is not bytes and place not in lent and _changes(view)
+        place for place, view in enumerate(buffers) if type(view) is not bytes and _changes(view, lent=place in lent)
     ]
     total = sum(len(buffers[place]) for place in places)
     if total > LARGE and not must and sum(list(_under_way.values())) + total > arena().limit:
@@ -76,18 +76,20 @@ def _memory(nbytes: int, *, shared: bool) -> memoryview:
     return np.empty(nbytes, np.uint8).view(_Copy).data
 
 
-def _changes(view: memoryview) -> bool:
-    """Whether somebody could change what a buffer shows.
+def _changes(view: memoryview, *, lent: bool) -> bool:
+    """Whether somebody could change what a buffer shows, and has not promised otherwise.
 
-    Nobody can who does not refer to its memory, nor to what that memory is borrowed from; and memory of blocks is not
-    changed, by their owners' word.
+    Nobody can who does not refer to its memory, nor to what that memory is borrowed from. Memory of blocks is not
+    changed before all receivers have let go, by their owners' word; those of a store have given it once it is put.
     """
     if _holders(view) <= _ALONE:
         return False
-    block = arena().find(view)
-    if block is not None:
-        arena().release(block[0])
-    return block is None
+    found = arena().find(view)
+    if found is None:
+        return not lent
+    block, _ = found
+    arena().release(block)
+    return block.watch is not None and not view.readonly
 
 
 def _holders(view: memoryview) -> float:

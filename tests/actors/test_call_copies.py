@@ -224,6 +224,21 @@ def test_what_nobody_else_holds_is_not_copied(kind: str, copies: Copies) -> None
     run(kind, main())
 
 
+def test_memory_of_a_store_that_is_not_put_is_copied(kind: str) -> None:
+    """Over shared memory it would be read in place for as long as somebody holds it; also where it is lent."""
+
+    async def main() -> None:
+        async with team(kind, Changing) as actors:
+            memory = arena.arena().allocate(MIB, watch=lambda _: None).memory  # as `TensorStore.empty` does
+            actors.instances[0].array = np.frombuffer(memory, np.int64)
+            actors.instances[0].array[:] = 0
+            got = [await actors[0].step() for _ in range(3)]
+            got += [await actors[0].step_lent() for _ in range(3)]
+            assert [everywhere(each["state"][0]) for each in got] == [(k, k) for k in range(1, 7)]
+
+    run(kind, main())
+
+
 def test_receivers_of_a_broadcast_have_one_copy_in_common(kind: str, copies: Copies) -> None:
     async def main() -> None:
         async with team(kind, Changing, 3) as actors:
