@@ -171,8 +171,11 @@ class Link(ABC):
         return None
 
     @abstractmethod
-    def on_close(self, callback: Callable[[Exception], None]) -> None:
-        """Call back once, on the loop, when the link ends: LinkClosed or LinkBroken; soon, if it already has."""
+    def on_close(self, callback: Callable[[Exception], None]) -> Callable[[], None]:
+        """Call back once, on the loop, when the link ends: LinkClosed or LinkBroken; soon, if it already has.
+
+        Returns what takes that back: who loses interest before the link ends calls it, and is held no longer.
+        """
 
     @property
     @abstractmethod

@@ -343,7 +343,7 @@ class Group:
                 return
             subgroup = engine.subgroup(operation.ranks, operation.color, operation.seq, scope)
             await subgroup.open()
-            engine.at_end_of_epoch(lambda why: subgroup.faults.end_with_parent(engine.name, why))
+            engine.adopt(subgroup)
             work._succeed(Group(subgroup))
         except Exception as error:  # the Work's to raise
             work._fail(error)

@@ -69,6 +69,8 @@ class Mesh:
         except RuntimeError as error:
             self._group = None  # at once, since the error keeps this object
             raise translate(error) from error
+        finally:
+            del options  # likewise: they hold the device, with its descriptors
         self._timeout = self._timeout_then
         self._sockets = _connections(self._board.addresses())
 

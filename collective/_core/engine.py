@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
@@ -15,6 +17,7 @@ from collective._core.agreement import Ended, Record
 from collective._core.epoch import Epoch
 from collective._core.fabric import Fabric
 from collective._core.faults import LEFT, Faults
+from collective._core.goodbyes import Goodbye, Relay
 from collective._core.hearing import Hearing
 from collective._core.operations import Barrier, BriefOperation, Operation
 from collective._core.pipeline import Pending
@@ -73,6 +76,9 @@ class Engine:
         self.recv_timeout = recv_timeout
         self.token = f"{key}#{rank}"
         self.closed = False
+        self.formed = False
+        self._freeing: asyncio.Task[None] | None = None
+        self._forget_parent: Callable[[], None] = _nothing
         self.me = f"rank {rank} ({members[rank]})"
         self.parts = scopes.parts_at(endpoint)
         self.default_scope = default_scope
@@ -82,12 +88,13 @@ class Engine:
         """The call that has called in the default scope last."""
         self.fabric = Fabric(endpoint, self.members, rank, key=key, credential=credential)
         self._hearing = Hearing(self)
+        self.faults = Faults(self)
         self.fabric.on_message = self._hearing.hear
         self.fabric.on_data = self._hearing.take_data
-        self.fabric.on_lost = self.lose
+        self.fabric.on_lost = self.faults.lose
+        self.fabric.on_refused = self.faults.on_refused
         self.fabric.on_own_end = self.abandon
         self.fabric.on_exhausted = lambda reason: self.faults.break_everywhere(f"on {self.me} {reason}")
-        self.faults = Faults(self)
         self.resets = Resets(self)
         self.watchdog = Watchdog(self)
         self.current = Epoch(0, self)
@@ -107,11 +114,15 @@ class Engine:
         """
         try:
             self.fabric.serve()
-            await asyncio.gather(*map(self._reach, tree.neighbours(self.rank, self.size)))
+            neighbours = tree.neighbours(self.rank, self.size)
+            await asyncio.gather(*[self.fabric.spawn(self._reach(rank)) for rank in neighbours])
             await self.resets.open(patient=patient)
-        except BaseException:
-            self.abandon()
+        except BaseException as error:
+            # Who was cancelled when it had come to the last point may be the only one that does not hold it for formed.
+            self.abandon(word=self.resets.joined and isinstance(error, asyncio.CancelledError))
+            await self.fabric.closed()
             raise
+        self.formed = True
 
     async def _reach(self, rank: int) -> None:
         try:
@@ -120,33 +131,63 @@ class Engine:
             raise self.faults.peer_lost(rank, str(error)) from error
 
     async def aclose(self) -> None:
-        """Leave the group. The others' later operations fail; those that this member finished do not."""
-        if self.closed:
-            return
-        self.closed = True
-        epoch = self.current
-        done_before = min((entry.seq for entry in epoch.pending.values() if entry.agreed), default=epoch.agreed)
-        if any(entry.issued for entry in epoch.pending.values()):
-            epoch.plane.abandon()
-        epoch.end(lambda: GroupClosed(self.name, "an operation was pending"), "it was closed")
-        epoch.fault = epoch.fault or (lambda: GroupClosed(self.name, "an operation"))
-        if not self.faults.lost:  # else the group is broken on all, for as long as it lives
-            self.faults.flood(("leave", epoch.number, done_before), everyone=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1.0):
-                await self.fabric.flush()
-        self.fabric.close()
-        self.watchdog.close()
-        await epoch.plane.aclose()
+        """Leave the group. The others' later operations fail; those that this member finished do not.
 
-    def abandon(self) -> None:
-        """Leave the group at once, without a word to the others."""
+        Whoever is cancelled here leaves the rest to a task of its own; whoever comes later waits for that.
+        """
+        if not self.closed:
+            self.closed = True
+            epoch = self.current
+            done_before = epoch.done_before
+            if any(entry.issued for entry in epoch.pending.values()):
+                epoch.plane.abandon()
+            epoch.end(lambda: GroupClosed(self.name, "an operation was pending"), "it was closed")
+            epoch.fault = epoch.fault or (lambda: GroupClosed(self.name, "an operation"))
+            self.watchdog.close()
+            self.part(done_before)
+            self._freeing = self.loop.create_task(self._free(), context=Context())
+        if self._freeing is not None:
+            await asyncio.shield(self._freeing)
+
+    async def _free(self) -> None:
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self.fabric.flush()
+            await self.fabric.closed()
+            await self.current.plane.aclose()
+        finally:
+            self.current.plane.abandon()  # where the loop is ending, and has cancelled this
+
+    def part(self, done_before: int) -> None:
+        """Say goodbye, unless the group is broken for all members for as long as it lives, and take part no more."""
+        self._forget_parent()
+        if self.faults.lost or self.faults.outlived is not None:
+            self.fabric.end()
+            return
+        goodbyes = self.faults.goodbyes
+        told = self.fabric.linked - {*goodbyes.neighbours, *self.faults.left}
+        for rank in told:
+            self.fabric.post(rank, ("left",))
+        goodbyes.say(Goodbye(self.rank, self.current.number, done_before, tuple(told)))
+        self.fabric.close()
+        if goodbyes.parted:
+            Relay(self.fabric, goodbyes)
+        else:
+            self.fabric.end()
+
+    def abandon(self, *, word: bool = False) -> None:
+        """Leave the group at once, without waiting and, unless `word`, without telling the others."""
         if self.closed:
             return
         self.closed = True
+        if word:
+            self.part(0)
         self.faults.break_off(self.current, lambda: GroupClosed(self.name, "an operation was pending"), "it was closed")
-        self.fabric.close()
         self.watchdog.close()
+        if not word:
+            self._forget_parent()
+            self.fabric.end(drop=True)
 
     def fault(self) -> Exception | None:
         """Return the error that every operation raises now, or None."""
@@ -349,12 +390,15 @@ class Engine:
         """Run a coroutine that is cancelled when the epoch ends, perhaps before its first step."""
         return self.current.spawn(coroutine)
 
-    def at_end_of_epoch(self, callback: Callable[[str], None]) -> None:
-        """Call back with the reason when the epoch ends; at once, if it has."""
-        if self.current.fault is not None:
-            callback(str(self.current.fault()))
-        else:
-            self.current.on_end.append(callback)
+    def adopt(self, subgroup: Engine) -> None:
+        """Have a subgroup end with the current epoch; at once, if that has ended."""
+        epoch = self.current
+        if epoch.fault is not None:
+            subgroup.faults.end_with_parent(self, str(epoch.fault()))
+        elif not subgroup.closed:
+            end = partial(subgroup.faults.end_with_parent, self)
+            epoch.on_end.add(end)
+            subgroup._forget_parent = partial(epoch.on_end.discard, end)
 
     async def reset(self) -> None:
         """Drop what is pending and start a new epoch, together with every other member."""
@@ -390,3 +434,7 @@ class Engine:
 
 def _name_of(part: CallScope | None) -> str:
     return "code outside calls, as in setup()," if part is None else part.name
+
+
+def _nothing() -> None:
+    """Do nothing: a group that was not split from another."""

@@ -45,7 +45,8 @@ class Epoch:
         self.doom: Callable[[], Exception] | None = None
         """What sends and receives raise, once it is known that the epoch will break: as soon as collectives that come
         before what breaks it have been called by all."""
-        self.on_end: list[Callable[[str], None]] = []
+        self.on_end: set[Callable[[str], None]] = set()
+        """What ends the groups that were split from this one and are open still."""
         self._mismatches: dict[bytes, tuple[int, Calls]] = {}
         self._cut: int | None = None
         """Set where the epoch is broken from a place on, and what comes before it still completes."""
@@ -186,6 +187,11 @@ class Epoch:
             say()
 
     @property
+    def done_before(self) -> int:
+        """The place in the agreed order before which this member has finished all."""
+        return min((entry.seq for entry in self.pending.values() if entry.agreed), default=self.agreed)
+
+    @property
     def drained(self) -> bool:
         """Whether the epoch was cut, and nothing before the cut is pending."""
         cut = self._cut
@@ -218,6 +224,6 @@ class Epoch:
         self.lane.end(error)
         for task in self.tasks:
             task.cancel()
-        callbacks, self.on_end = self.on_end, []
-        for callback in callbacks:
+        for callback in tuple(self.on_end):
             callback(why)
+        self.on_end.clear()

@@ -7,6 +7,7 @@ import logging
 import pickle
 import struct
 from collections import deque
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,19 @@ class _Outbox:
         self.queue: deque[tuple[bytes, Sequence[Buffer]]] = deque()
         self.task: asyncio.Task[None] | None = None
 
+    def close(self) -> None:
+        """Close the channel; what was sent on it is still delivered."""
+        if self.channel is not None:
+            self.channel.close()
+
 
 class Fabric:
     """Posts to and hears from the other members by rank; links open on first use.
 
-    Posts to one peer arrive in order. `on_message(rank, message, buffers)`, `on_data(rank, ticket, channel)`,
-    `on_lost(rank, cause)`, `on_own_end()`, when this member's own endpoint has closed, and `on_exhausted(reason)`, when
-    a link could not be opened for want of descriptors, and is tried again, run on the loop.
+    Posts to one peer arrive in order. These run on the loop: `on_message(rank, message, buffers)`;
+    `on_data(rank, ticket, channel)`; `on_lost(rank, cause)`; `on_refused(rank, cause)`, where a peer that lives takes
+    nothing for this group; `on_own_end()`, when this member's own endpoint has closed; and `on_exhausted(reason)`, when
+    a link could not be opened for want of descriptors, and is tried again.
     """
 
     def __init__(
@@ -65,13 +72,21 @@ class Fabric:
         self._port = f"group/{key}"
         self._credential = credential
         self._outboxes: dict[int, _Outbox] = {}
+        self._inboxes: set[Channel] = set()
+        """The control channels that peers have opened."""
         self._channels: set[Channel] = set()
-        self._watched: set[tuple[int, Link]] = set()
+        """The data channels."""
+        self._links: dict[int, Link] = {}
+        """The latest link to each peer."""
+        self._watches: dict[tuple[int, Link], Callable[[], None]] = {}
+        """What ends the watch on each link."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
+        self._ended = False
         self.on_message: Callable[[int, tuple[Any, ...], list[memoryview]], None]
         self.on_data: Callable[[int, Any, Channel], None]
         self.on_lost: Callable[[int, str], None]
+        self.on_refused: Callable[[int, str], None]
         self.on_own_end: Callable[[], None]
         self.on_exhausted: Callable[[str], None]
 
@@ -83,14 +98,32 @@ class Fabric:
         """Send a message after those posted before it; never waits. Buffers may be changed when it returns."""
         if self._closed:
             return
-        outbox = self._outboxes.get(rank)
-        if outbox is None:
-            outbox = self._outboxes[rank] = _Outbox()
+        self._send(rank, message, buffers)
+
+    def pass_on(self, rank: int, message: tuple[Any, ...]) -> None:
+        """Post a message that travels along the tree, also once this member has closed, until the end."""
+        if not self._ended:
+            self._send(rank, message, ())
+
+    def _send(self, rank: int, message: tuple[Any, ...], buffers: Sequence[Buffer]) -> None:
         header = pickle.dumps(message, 5)
+        outbox = self._outbox(rank)
         channel = outbox.channel if len(header) + sum(map(len, buffers)) <= _ROOM else None
         if channel is not None and self._went(rank, outbox, lambda: channel.send_nowait(header, buffers)):
             return
         self._enqueue(rank, outbox, (header, [bytes(buffer) for buffer in buffers]))
+
+    def _outbox(self, rank: int) -> _Outbox:
+        outbox = self._outboxes.get(rank)
+        if outbox is None:
+            outbox = self._outboxes[rank] = _Outbox()
+            link = self._links.get(rank)
+            if link is not None and not link.closed:
+                outbox.channel = self._open_control(link)
+        return outbox
+
+    def _open_control(self, link: Link) -> Channel:
+        return link.open(self._port, _RANK.pack(self._rank), window=_WINDOW)
 
     def _went(self, rank: int, outbox: _Outbox, send: Callable[[], None]) -> bool:
         """Send at once where nothing is ahead and there is room; return whether nothing is left to do."""
@@ -101,13 +134,13 @@ class Fabric:
         except WouldBlock:
             return False
         except CollectiveError as error:
-            self._lose(rank, error)
+            self._fail(rank, outbox, error)
         return True
 
     def _enqueue(self, rank: int, outbox: _Outbox, message: tuple[bytes, Sequence[Buffer]]) -> None:
         outbox.queue.append(message)
         if outbox.task is None:
-            outbox.task = self.spawn(self._drain(rank, outbox))
+            outbox.task = asyncio.get_running_loop().create_task(self._drain(rank, outbox), context=Context())
 
     def shares_memory(self, rank: int) -> bool:
         """Whether this member and a peer read each other's shared memory, as far as is known."""
@@ -142,7 +175,7 @@ class Fabric:
         channel.abort()
 
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
-        """Run a coroutine that ends with the fabric at the latest."""
+        """Run a coroutine that is cancelled when the member closes, at the latest."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -152,6 +185,11 @@ class Fabric:
         """Open the link to a peer now."""
         await self._link(rank)
 
+    @property
+    def linked(self) -> set[int]:
+        """The peers to which there is a link, or to which what was posted opens one."""
+        return {rank for rank, link in self._links.items() if not link.closed} | self._outboxes.keys()
+
     async def flush(self) -> None:
         """Wait until what was posted has been handed to the links."""
         waiting = [outbox.task for outbox in self._outboxes.values() if outbox.task is not None]
@@ -159,21 +197,49 @@ class Fabric:
             await asyncio.wait(waiting)
 
     def close(self) -> None:
-        """End every channel and task. Links stay: they are the endpoint's. Idempotent."""
+        """Cancel every task and close every data channel: the member takes part in nothing any more. Idempotent.
+
+        What the others post is still heard, and `pass_on` works.
+        """
         if self._closed:
             return
         self._closed = True
-        self._endpoint.unserve(self._port)
         current = asyncio.current_task()
         for task in self._tasks:
             if task is not current:
                 task.cancel()
-        for outbox in self._outboxes.values():
-            if outbox.channel is not None:
-                outbox.channel.close()
         for channel in self._channels:
             channel.close()
         self._channels.clear()
+
+    async def closed(self) -> None:
+        """Wait for the end of the tasks that `close` has cancelled."""
+        tasks = self._tasks - {asyncio.current_task()}
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def end(self, *, drop: bool = False) -> None:
+        """Close, and hold nothing any more. Links stay: they are the endpoint's. Idempotent.
+
+        :param drop: whether what was posted and is not yet handed to the links is dropped.
+        """
+        self.close()
+        if self._ended:
+            return
+        self._ended = True
+        self._endpoint.unserve(self._port)
+        for unwatch in self._watches.values():
+            unwatch()
+        self._watches.clear()
+        self._links.clear()
+        for outbox in self._outboxes.values():
+            if outbox.task is None:
+                outbox.close()
+            elif drop:
+                outbox.task.cancel()
+        for channel in self._inboxes:
+            channel.close()
+        self._inboxes.clear()
 
     async def _link(self, rank: int) -> Link:
         link = await self._endpoint.connect(self._members[rank].address, self._credential)
@@ -190,25 +256,39 @@ class Fabric:
                 await asyncio.sleep(_PAUSE)
 
     def _watch(self, rank: int, link: Link) -> None:
-        if (rank, link) not in self._watched:
-            self._watched.add((rank, link))
-            link.on_close(partial(self._lose, rank))
+        if not self._ended and (rank, link) not in self._watches:
+            self._links[rank] = link
+            self._watches[rank, link] = link.on_close(partial(self._link_ended, rank, link))
+
+    def _link_ended(self, rank: int, link: Link, error: Exception) -> None:
+        self._watches.pop((rank, link), None)
+        self._lose(rank, error)
 
     async def _drain(self, rank: int, outbox: _Outbox) -> None:
         try:
             if outbox.channel is None:
-                link = await self._link_at_last(rank)
-                outbox.channel = link.open(self._port, _RANK.pack(self._rank), window=_WINDOW)
+                outbox.channel = self._open_control(await self._link_at_last(rank))
             while outbox.queue:
                 header, buffers = outbox.queue.popleft()
                 await outbox.channel.send(header, buffers)
         except CollectiveError as error:
-            self._lose(rank, error)
+            outbox.queue.clear()
+            self._fail(rank, outbox, error)
         finally:
             outbox.task = None
+            if self._ended:
+                outbox.close()
+
+    def _fail(self, rank: int, outbox: _Outbox, error: CollectiveError) -> None:
+        """Take note that nothing can be posted to a peer."""
+        channel = outbox.channel
+        if channel is None or channel.link.closed:
+            self._lose(rank, error)
+        elif not self._ended:
+            self.on_refused(rank, str(error))
 
     def _lose(self, rank: int, error: Exception) -> None:
-        if self._closed:
+        if self._ended:
             return
         if isinstance(error, LinkClosed):
             self.on_own_end()
@@ -221,18 +301,24 @@ class Fabric:
             channel.close()
             return
         self._watch(rank, channel.link)
-        self._channels.add(channel)
         ticket = channel.payload[_RANK.size :]
-        if ticket:
+        if not ticket:
+            self._hear(rank, channel)
+        elif self._closed:
+            channel.close()
+        else:
+            self._channels.add(channel)
             self.on_data(rank, pickle.loads(ticket), channel)
-            return
+
+    def _hear(self, rank: int, channel: Channel) -> None:
+        self._inboxes.add(channel)
 
         def on_message(message: Message) -> None:
             self.on_message(rank, pickle.loads(message.header), message.buffers)
 
         def on_end(error: Exception) -> None:
             # A peer that closes its group says so first; a link that ends is told by the link itself.
-            self._channels.discard(channel)
+            self._inboxes.discard(channel)
 
         channel.subscribe(on_message, on_end)
 

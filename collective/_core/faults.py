@@ -9,7 +9,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from collective._core import rollcall, tree
+from collective._core import rollcall
+from collective._core.goodbyes import Goodbye, Goodbyes
 from collective._core.pipeline import LIBRARY_GRACE
 from collective._core.rollcall import RollCall
 from collective.errors import CollectiveTimeout, GroupBroken, LinkClosed, OutOfResources, PeerLost
@@ -39,7 +40,19 @@ class Faults:
         self.lost: dict[int, str] = {}
         self.left: dict[int, int] = {}
         self.outlived: Callable[[], Exception] | None = None
-        self._roll = RollCall(engine.fabric.post)
+        self.goodbyes = Goodbyes(engine.rank, engine.size, loop=engine.loop, post=engine.fabric.pass_on)
+        self._unheard: dict[int, Goodbye] = {}
+        """Goodbyes whose members say them on their own links as well, where this member has not heard them yet."""
+        self._heard: set[int] = set()
+        """Who has said goodbye on its own link, and not yet along the tree."""
+        self._roll = RollCall(
+            engine.rank,
+            self.goodbyes.neighbours,
+            answer=self._waits_for,
+            post=engine.fabric.post,
+            spawn=engine.fabric.spawn,
+            timeout=engine.timeout,
+        )
 
     # ---------------------------------------------------------------- breaks
 
@@ -74,21 +87,18 @@ class Faults:
         epoch.end(error, why)
         epoch.plane.abandon()
 
-    def end_with_parent(self, parent: str, why: str) -> None:
-        """Break for good: the group that this one was split from ended its epoch."""
+    def end_with_parent(self, parent: Engine, why: str) -> None:
+        """Break for good: the group that this one was split from ended its epoch, or this member has closed it."""
         engine = self._engine
-        if not engine.closed:
-            reason = f"group {parent!r}, which it was split from, ended its epoch ({why})"
+        if not engine.closed and self.outlived is None:
+            if parent.closed:  # the others' epoch goes on
+                engine.part(engine.current.done_before)
+            reason = f"group {parent.name!r}, which it was split from, ended its epoch ({why})"
             self.outlived = lambda: GroupBroken(engine.name, reason, "reset the parent and split it again")
             self.break_off(engine.current, self.outlived, reason)
             engine.resets.fail(self.outlived)
-
-    def end_with(self, error: Callable[[], Exception]) -> None:
-        """Leave the group for good, at once: what is pending raises `error()`."""
-        engine = self._engine
-        if not engine.closed:
-            self.break_off(engine.current, error, str(error()))
-            engine.abandon()
+            if not parent.closed:
+                engine.fabric.end(drop=True)
 
     # ------------------------------------------------------ deaths and leaving
 
@@ -97,12 +107,13 @@ class Faults:
         engine = self._engine
         if engine.closed or rank in self.lost or rank == engine.rank:
             return
-        if rank in self.left:
-            return  # it had said goodbye before its link ended
+        if rank in self._heard or not self.goodbyes.needs(rank):  # it had said goodbye before its link ended
+            self.hear_farewell(rank)
+            return
         self.lost[rank] = cause
         error = partial(self.peer_lost, rank, cause)
         self.break_off(engine.current, error, str(error()))
-        engine.resets.lose(rank, error)
+        engine.resets.lose(error)
         if len(self.lost) == 1:
             # Each part of the tree that the dead cut off has a neighbour of theirs in it, whose link to them ended. The
             # first loss breaks the group for all: telling of more would cost a message a pair where a gang ends.
@@ -118,10 +129,34 @@ class Faults:
         for rank, cause in (self.lost | dict.fromkeys(self.left, LEFT)).items():
             raise self.peer_lost(rank, cause)
 
-    def take_leave(self, rank: int, number: int, place: int) -> None:
-        """Take note that a member closes its group, and has finished what was agreed before a place."""
+    def on_refused(self, rank: int, cause: str) -> None:
+        """A member that lives takes nothing for this group: it has left, and its goodbye is on the way.
+
+        Before the group is formed it has given up that, without a word.
+        """
+        if not self._engine.formed:
+            self.lose(rank, cause)
+
+    def hear_goodbyes(self, src: int, said: list[tuple[Any, ...]]) -> None:
+        """Take what a neighbour in the tree has passed on."""
+        for goodbye in self.goodbyes.hear(src, said):
+            if self._engine.rank in goodbye.told and goodbye.rank not in self._heard:
+                self._unheard[goodbye.rank] = goodbye  # what it had sent here itself may be on the way
+            else:
+                self._take_leave(goodbye)
+
+    def hear_farewell(self, rank: int) -> None:
+        """Take note that a member has said goodbye on its own link, or that this link has ended."""
+        goodbye = self._unheard.pop(rank, None)
+        if goodbye is not None:
+            self._take_leave(goodbye)
+        else:
+            self._heard.add(rank)
+
+    def _take_leave(self, goodbye: Goodbye) -> None:
+        rank = goodbye.rank
         epoch = self._engine.current
-        self.left[rank] = place if number == epoch.number else 0
+        self.left[rank] = goodbye.place if goodbye.epoch == epoch.number else 0
         self._engine.resets.fail(partial(self.peer_lost, rank, LEFT))
         self.fail_left(epoch, rank)
         epoch.lane.end(partial(self.peer_lost, rank, LEFT))
@@ -188,15 +223,18 @@ class Faults:
     async def _call_roll(self, epoch: Epoch, pending: Pending) -> None:
         engine, scope = self._engine, pending.scope
         ahead = sum(each.number < pending.number for each in epoch.waiting_in(scope.bytes))
-        behind = await self._roll.behind(engine.others(), epoch.number, scope.bytes, ahead)
+        said = await self._roll.ask((epoch.number, scope.bytes))
         if pending.work.done():
             return
+        behind = {rank: named for rank, (count, named) in sorted(said.items()) if count <= ahead}
+        if not behind:  # who does not answer is named only where nobody that answers is behind
+            behind = {rank: ["something that it does not tell"] for rank in range(engine.size) if rank not in said}
         missing = tuple(engine.name_of(rank) for rank in behind)
         waiting = tuple(
-            f"{engine.name_of(rank)} waits for {', '.join(said) or 'nothing'}" for rank, (_, said) in behind.items()
+            f"{engine.name_of(rank)} waits for {', '.join(named) or 'nothing'}" for rank, named in behind.items()
         )
         if pending.agreed or not behind:  # all have come by now: the verdict is on its way
-            engine.watchdog.again(pending, rollcall.WAIT)
+            engine.watchdog.again(pending, rollcall.AGAIN)
         elif scope.ends and scope.root not in engine.ended:
             operation, _, line = pending.work.description.rpartition(" at ")
             cause = f"it timed out after {engine.timeout:g} s, waiting for {', '.join(missing)}"
@@ -207,11 +245,19 @@ class Faults:
             # Should rank 0 not say that it has ended, nothing in the group goes on.
             engine.watchdog.again(pending, engine.timeout)
         else:
-            self.flood(("timeout", epoch.number, pending.work.description, missing, waiting), everyone=True)
             self.time_out(epoch, pending.work.description, missing, waiting)
 
+    def _waits_for(self, question: tuple[int, bytes]) -> tuple[int, list[str]]:
+        """Return how many collectives wait here in a scope of an epoch, and the names of some that wait in any."""
+        number, scope = question
+        epoch = self._engine.current
+        waiting = epoch.waiting_in(scope) if number == epoch.number else []
+        named = [f"{each.work.description} in {each.scope.name}" for each in epoch.pending.values()]
+        more = [f"{len(named) - rollcall.NAMED} more"] if len(named) > rollcall.NAMED else []
+        return len(waiting), named[: rollcall.NAMED] + more
+
     def time_out(self, epoch: Epoch, description: str, missing: Sequence[str], waiting: Sequence[str]) -> None:
-        """End an epoch in which some members did not come in time."""
+        """End an epoch in which some members did not come in time, here and at the neighbours in the tree."""
         engine = self._engine
         reason = f"{description} timed out after {engine.timeout:g} s, waiting for {', '.join(missing)}"
         for entry in epoch.pending.values():
@@ -219,25 +265,16 @@ class Faults:
                 CollectiveTimeout(engine.name, entry.work.description, engine.timeout, missing, pending=waiting)
             )
         self.break_off(epoch, lambda: GroupBroken(engine.name, reason), reason)
+        self.flood(("timeout", epoch.number, description, tuple(missing), tuple(waiting)))
 
     def hear_roll(self, src: int, message: tuple[Any, ...]) -> None:
-        """Take a ("roll?" | "roll.", ...) message: what another member waits for, or asks of this one."""
-        if message[0] == "roll?":
-            _, question, number, scope = message
-            epoch = self._engine.current
-            waiting = epoch.waiting_in(scope) if number == epoch.number else []
-            named = [f"{each.work.description} in {each.scope.name}" for each in epoch.pending.values()]
-            more = [f"{len(named) - rollcall.NAMED} more"] if len(named) > rollcall.NAMED else []
-            self._roll.answer(src, question, len(waiting), named[: rollcall.NAMED] + more)
-        else:
-            self._roll.hear(src, message)
+        """Take a ("roll?" | "roll.", ...) message: what a member waits for, or a question for that."""
+        self._roll.hear(src, message)
 
     # ---------------------------------------------------------------- telling
 
-    def flood(self, message: tuple[Any, ...], *, everyone: bool = False) -> None:
-        """Post a message to the neighbours in the tree, or to everyone, less those that are lost."""
-        engine = self._engine
-        ranks = range(engine.size) if everyone else tree.neighbours(engine.rank, engine.size)
-        for rank in ranks:
-            if rank != engine.rank and rank not in self.lost:
-                engine.fabric.post(rank, message)
+    def flood(self, message: tuple[Any, ...], src: int | None = None) -> None:
+        """Post a message to the neighbours in the tree, less those that are lost and whom it came from."""
+        for rank in self.goodbyes.neighbours:
+            if rank != src and rank not in self.lost:
+                self._engine.fabric.post(rank, message)

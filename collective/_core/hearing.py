@@ -35,8 +35,10 @@ class Hearing:
         if kind == "lost":
             engine.faults.lose(message[1], message[2])
         elif kind == "leave":
-            engine.faults.take_leave(src, message[1], message[2])
-        elif kind in ("round", "reset!", "reset."):
+            engine.faults.hear_goodbyes(src, message[1])
+        elif kind == "left":
+            engine.faults.hear_farewell(src)
+        elif kind in ("round", "reset!"):
             engine.resets.hear(src, message)
         elif kind in ("roll?", "roll."):
             engine.faults.hear_roll(src, message)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from typing import TYPE_CHECKING, Any
 
 from collective._core.pipeline import LIBRARY_GRACE
@@ -25,8 +24,8 @@ class Resets:
         self._rounds = Rounds(engine.rank, engine.size, loop=engine.loop, post=engine.fabric.post)
         self._running: asyncio.Task[None] | None = None
         self._loss: asyncio.Future[None] = engine.loop.create_future()
-        self._questions = itertools.count()
-        self._acks: dict[tuple[int, int], asyncio.Future[None]] = {}
+        self.joined = False
+        """Whether this member has come to the last point of opening the group, from where the others go on."""
 
     async def open(self, *, patient: bool = False) -> None:
         """Open the current epoch: all members do. Where it is `patient` the group's timeout bounds nothing."""
@@ -41,6 +40,7 @@ class Resets:
             self._raise_fault()
             raise
         self._raise_fault()
+        self.joined = True
         await self._join("open", within=None if patient else engine.timeout)
         engine.current.begin()
 
@@ -54,7 +54,8 @@ class Resets:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled():
-                raise GroupClosed(self._engine.name, "reset()") from None
+                outlived = self._engine.faults.outlived
+                raise GroupClosed(self._engine.name, "reset()") if outlived is None else outlived() from None
             raise
 
     async def reset_everywhere(self) -> None:
@@ -64,47 +65,27 @@ class Resets:
             return
         engine.faults.raise_lost()
         target = engine.current.number + (engine.current.fault is not None)
-        question = next(self._questions)
-        acks: dict[int, asyncio.Future[None]] = {rank: engine.loop.create_future() for rank in engine.others()}
-        for rank, ack in acks.items():
-            self._acks[question, rank] = ack
-            engine.fabric.post(rank, ("reset!", question, target))
-        try:
-            await self._reset_to(target)
-            if acks:
-                await asyncio.wait(acks.values(), timeout=engine.timeout)
-        finally:
-            for rank in acks:
-                del self._acks[question, rank]
-        engine.faults.raise_lost()
+        engine.faults.flood(("reset!", target))
+        await self._reset_to(target)
 
     def hear(self, src: int, message: tuple[Any, ...]) -> None:
-        """Take a ("round" | "reset!" | "reset.", ...) message."""
+        """Take a ("round" | "reset!", ...) message."""
         kind = message[0]
         if kind == "round":
             self._rounds.hear(message)
-        elif kind == "reset!":
-            self._engine.fabric.spawn(self._reset_for(src, message[1], message[2]))
         else:
-            self._acknowledge(message[1], src)
+            self._engine.faults.flood(message, src)
+            self._engine.fabric.spawn(self._reset_for_another(message[1]))
 
     def fail(self, error: Callable[[], Exception]) -> None:
         """Raise an error in whoever waits for the others."""
         self._rounds.fail(error)
 
-    def lose(self, rank: int, error: Callable[[], Exception]) -> None:
-        """Wait for a member no more."""
+    def lose(self, error: Callable[[], Exception]) -> None:
+        """A member has died: wait for nobody any more."""
         if not self._loss.done():
             self._loss.set_result(None)
         self._rounds.fail(error)
-        for question, other in self._acks:
-            if other == rank:
-                self._acknowledge(question, rank)
-
-    def _acknowledge(self, question: int, rank: int) -> None:
-        ack = self._acks.get((question, rank))
-        if ack is not None and not ack.done():
-            ack.set_result(None)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running = None
@@ -126,10 +107,9 @@ class Resets:
         while self._engine.current.number < target or self._running is not None:
             await self.reset()
 
-    async def _reset_for(self, rank: int, question: int, target: int) -> None:
+    async def _reset_for_another(self, target: int) -> None:
         with contextlib.suppress(CollectiveError):  # the asking member's own reset raises the same
             await self._reset_to(target)
-        self._engine.fabric.post(rank, ("reset.", question))
 
     def _raise_fault(self) -> None:
         """Raise what has ended the epoch while it was being opened."""

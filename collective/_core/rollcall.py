@@ -1,4 +1,4 @@
-"""Who is missing, when a collective has waited for longer than its group's timeout."""
+"""Who is missing, when a collective has waited for longer than its group's timeout: all are asked, along the tree."""
 
 from __future__ import annotations
 
@@ -7,53 +7,79 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
-WAIT = 1.0
-"""Seconds that members have to say how far they have come."""
+AGAIN = 1.0
+"""Seconds after which a collective that is overdue, and that all have called by now, is asked about again."""
 NAMED = 4
 """Collectives of a member that are named to others."""
+_SHORTEST, _LONGEST = 5.0, 30.0
+"""Between these, who asks waits for answers as long as the group's timeout. Who lives answers in a fraction of that, on
+a loaded machine too."""
 
 
 class RollCall:
-    """Asks other members what they have called in a scope of the current epoch that is not agreed.
+    """One member's part in asking all members a question. It goes on from neighbour to neighbour in the tree.
 
+    :param neighbours: who is next to this member in the tree.
+    :param answer: returns this member's answer to a question.
     :param post: post a message to another rank.
+    :param spawn: run a coroutine that ends with the group.
+    :param timeout: the group's.
     """
 
-    def __init__(self, post: Callable[[int, tuple[Any, ...]], None]) -> None:
+    def __init__(
+        self,
+        rank: int,
+        neighbours: Sequence[int],
+        *,
+        answer: Callable[[Any], Any],
+        post: Callable[[int, tuple[Any, ...]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        timeout: float,
+    ) -> None:
+        self._rank = rank
+        self._neighbours = neighbours
+        self._answer = answer
         self._post = post
-        self._questions = itertools.count()
-        self._waiting: dict[tuple[int, int], asyncio.Future[tuple[int, list[str]]]] = {}
+        self._spawn = spawn
+        self._patience = min(max(timeout, _SHORTEST), _LONGEST)
+        self._numbers = itertools.count()
+        self._waiting: dict[tuple[Any, int], asyncio.Future[dict[int, Any]]] = {}
 
-    async def behind(
-        self, ranks: Sequence[int], epoch: int, scope: bytes, ahead: int
-    ) -> dict[int, tuple[int, list[str]]]:
-        """Return the ranks that have no more than `ahead` collectives waiting in a scope, or do not answer.
-
-        With how many they have in it, and what they wait for in any.
-        """
-        question = next(self._questions)
-        loop = asyncio.get_running_loop()
-        answers: dict[int, asyncio.Future[tuple[int, list[str]]]] = {rank: loop.create_future() for rank in ranks}
-        for rank, answer in answers.items():
-            self._waiting[question, rank] = answer
-            self._post(rank, ("roll?", question, epoch, scope))
-        try:
-            await asyncio.wait(answers.values(), timeout=WAIT)
-        finally:
-            for rank in answers:
-                del self._waiting[question, rank]
-        silent = 0, ["something that it does not tell"]
-        said = {rank: answer.result() if answer.done() else silent for rank, answer in answers.items()}
-        return {rank: each for rank, each in said.items() if each[0] <= ahead}
-
-    def answer(self, src: int, question: int, waiting: int, pending: list[str]) -> None:
-        """Answer another member's question."""
-        self._post(src, ("roll.", question, waiting, pending))
+    async def ask(self, question: Any) -> dict[int, Any]:
+        """Return each member's answer, by rank, without those that do not answer."""
+        return await self._ask((self._rank, next(self._numbers)), question, None, 0)
 
     def hear(self, src: int, message: tuple[Any, ...]) -> None:
-        """Take another member's answer."""
+        """Take a ("roll?", number, question, hops) or ("roll.", number, answers) message."""
+        if message[0] == "roll?":
+            self._spawn(self._pass_on(src, *message[1:]))
+            return
         waiting = self._waiting.get((message[1], src))
         if waiting is not None and not waiting.done():
-            waiting.set_result((message[2], message[3]))
+            waiting.set_result(message[2])
+
+    async def _pass_on(self, src: int, number: Any, question: Any, hops: int) -> None:
+        self._post(src, ("roll.", number, await self._ask(number, question, src, hops)))
+
+    async def _ask(self, number: Any, question: Any, src: int | None, hops: int) -> dict[int, Any]:
+        """Ask this member and all those on the other sides of it than where the question came from."""
+        answers = {self._rank: self._answer(question)}
+        loop = asyncio.get_running_loop()
+        waiting: dict[int, asyncio.Future[dict[int, Any]]] = {}
+        for rank in self._neighbours:
+            if rank != src:
+                waiting[rank] = self._waiting[number, rank] = loop.create_future()
+                self._post(rank, ("roll?", number, question, hops + 1))
+        try:
+            if waiting:
+                # Who is further away gives up sooner: what it has then reaches the others while they wait.
+                await asyncio.wait(waiting.values(), timeout=self._patience / (1 + hops))
+        finally:
+            for rank in waiting:
+                del self._waiting[number, rank]
+        for answer in waiting.values():
+            if answer.done():
+                answers |= answer.result()
+        return answers

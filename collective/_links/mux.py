@@ -93,7 +93,7 @@ class Mux(Link):
         self._owing: set[MuxChannel] = set()
         self._credit_timer: asyncio.TimerHandle | None = None
         self._nowhere = _Nowhere()
-        self._callbacks: list[Callable[[Exception], None]] = []
+        self._callbacks: dict[object, Callable[[Exception], None]] = {}
         self._error: LinkError | None = None
         self._closing = False
         self._drained: asyncio.Future[None] | None = None
@@ -145,11 +145,15 @@ class Mux(Link):
         self.urge(frame)
         return channel
 
-    def on_close(self, callback: Callable[[Exception], None]) -> None:
-        if self._error is None:
-            self._callbacks.append(callback)
-        else:
-            self.loop.call_soon(callback, type(self._error)(*self._error.args))
+    def on_close(self, callback: Callable[[Exception], None]) -> Callable[[], None]:
+        if self._error is not None:
+            return self.loop.call_soon(callback, type(self._error)(*self._error.args)).cancel
+        entry = object()
+        self._callbacks[entry] = callback
+        return lambda: self._forget_callback(entry)
+
+    def _forget_callback(self, entry: object) -> None:
+        self._callbacks.pop(entry, None)
 
     @property
     def closed(self) -> bool:
@@ -229,8 +233,8 @@ class Mux(Link):
         for future in (self._drained, self._ended):
             if future is not None and not future.done():
                 future.set_result(None)
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
+        callbacks, self._callbacks = self._callbacks, {}
+        for callback in callbacks.values():
             self.loop.call_soon(callback, type(error)(*error.args))
 
     async def _drain(self) -> None:

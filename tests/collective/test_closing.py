@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import pickle
 import struct
-from typing import TYPE_CHECKING
+import sys
+from operator import le
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from collective import GroupBroken, GroupError
+from collective._backends._shm_segment import Segment
+from collective._core.engine import Engine
+from collective._core.epoch import Epoch
+from collective._core.fabric import Fabric
+from collective._core.goodbyes import Relay
+from collective._links import forks
 from collective.group import Group
 from collective.testing import world
 from collective.testing._calls import works_again
@@ -18,6 +28,7 @@ from collective.testing._world import _CREDENTIAL, outcome, outcomes, turns, unt
 
 if TYPE_CHECKING:
     from collective.group import Group as Held
+    from collective.testing import World
 
 
 @pytest.mark.parametrize("link", ["memory", "unix", "shm"])
@@ -117,5 +128,141 @@ def test_a_member_cannot_speak_as_another(claim: int | None) -> None:
             await works_again(opened)
             assert not Bomb.exploded
             assert not group.faults.lost
+
+    asyncio.run(main())
+
+
+def held() -> tuple[int, int]:
+    """Return how many descriptors and segments this process holds."""
+    return len(os.listdir("/proc/self/fd")), sum(isinstance(owner, Segment) for owner in forks._held.values())
+
+
+def alive() -> dict[str, int]:
+    gc.collect()
+    kinds = (Engine, Epoch, Fabric, Relay)
+    return {kind.__name__: sum(type(each) is kind for each in gc.get_objects()) for kind in kinds}
+
+
+WORLDS = [
+    pytest.param("memory", "memory", ("",), id="memory"),
+    pytest.param("shm", "unix", ("",), id="shm"),
+    pytest.param("gloo", "unix", ("",), id="gloo"),
+    pytest.param("two-level", "memory", ("one", "one", "two"), id="two-level"),
+]
+
+
+async def settle(before: tuple[int, int], tasks: set[asyncio.Task[Any]]) -> None:
+    """Wait until nothing more is held than before, and no other tasks run."""
+    async with asyncio.timeout(10):
+        await until(lambda: all(map(le, held(), before)) and asyncio.all_tasks() <= tasks)
+
+
+@pytest.mark.parametrize(("backend", "link", "hosts"), WORLDS)
+def test_a_cancelled_close_frees_all_and_a_second_one_finishes_it(backend: str, link: str, hosts: Any) -> None:
+    """Kind: a close that is cancelled, at each step, with and without something under way."""
+
+    async def main() -> None:
+        async with world(backend, 3, link=link, hosts=hosts) as opened, asyncio.timeout(60):
+            await opened.call(Group.barrier)
+            tasks = asyncio.all_tasks()
+            await opened.form("first")  # what is opened once and stays: links, threads
+            for group in opened._formed[3:]:
+                await group.aclose()
+            await asyncio.sleep(0.05)
+            before = held()
+            for step in range(8 if backend == "gloo" else 20):
+                groups = await opened.form(f"group {step}")
+                works = [groups[0].allreduce(np.ones(100_000)), groups[1].split(0)] if step % 2 else []
+                closes = [asyncio.ensure_future(group.aclose()) for group in groups]
+                await turns(step)
+                for close in closes:
+                    close.cancel()
+                await asyncio.wait(closes)
+                for group in groups if step == 0 else groups[:2]:  # that of step 0 never began
+                    await group.aclose()
+                    plane = group._engine.current.plane
+                    assert getattr(plane, "_segment", None) is None
+                    assert not group._engine.fabric._tasks
+                for error in await outcomes(works):
+                    assert isinstance(error, GroupError), f"got {error!r}"
+                await settle(before, tasks)
+                assert not opened.unseen
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("backend", "link", "hosts"), WORLDS)
+def test_a_group_whose_forming_is_cancelled_leaves_nothing(backend: str, link: str, hosts: Any) -> None:
+    """Kind: a form_group that is cancelled, at each step: of one member, whose word ends the others, or of all."""
+
+    async def main() -> None:
+        async with world(backend, 3, link=link, hosts=hosts, timeout=1) as opened, asyncio.timeout(100):
+            await opened.form("first")
+            for group in opened._formed[3:]:
+                await group.aclose()
+            await asyncio.sleep(0.05)
+            tasks, before = asyncio.all_tasks(), held()
+            for step in range(0, 90, 4 if backend in ("gloo", "two-level") else 1):
+                forming = [asyncio.ensure_future(opened.join(f"group {step}", rank)) for rank in opened.ranks]
+                await turns(step)
+                for each in forming:
+                    each.cancel()
+                await asyncio.wait(forming)
+                for each in forming:
+                    if not each.cancelled() and each.exception() is None:
+                        await each.result().aclose()
+                await settle(before, tasks)
+                assert not opened.unseen
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("backend", "link", "hosts"), WORLDS)
+def test_groups_that_have_ended_are_freed(backend: str, link: str, hosts: Any) -> None:
+    """Kind: what something that lives on keeps of a group that does not: the links, the parent, the ports, a timer."""
+
+    async def ends(opened: World, how: str) -> None:
+        if how == "reset":
+            await opened.reset()
+            return
+        subgroups = await opened.call(Group.split, 0)
+        await outcomes([subgroup.barrier() for subgroup in subgroups])
+        if how == "closed":
+            await asyncio.gather(*(subgroup.aclose() for subgroup in subgroups))
+        elif how == "closed with splits under way":
+            works = [subgroup.split(0) for subgroup in subgroups[:2]]
+            await turns(3)
+            await asyncio.gather(*(subgroup.aclose() for subgroup in subgroups))
+            await outcomes(works)
+        elif how == "forgotten and ended with the parent":
+            await outcomes([subgroups[0].split(1), subgroups[1].split(1), subgroups[2].split(1)])
+            await opened.reset()
+        elif how == "reset and closed":
+            await asyncio.gather(*(subgroup.reset() for subgroup in subgroups))
+            await asyncio.gather(*(subgroup.aclose() for subgroup in subgroups))
+
+    async def main() -> None:
+        async with world(backend, 3, link=link, hosts=hosts) as opened, asyncio.timeout(60):
+            await ends(opened, "closed")
+            await until(lambda: not alive()["Relay"])
+            before, tasks, descriptors = alive(), asyncio.all_tasks(), held()
+            if "gloo" in opened.groups[0].backends:  # which duplicates sockets, also duplicates of other members here
+                descriptors = sys.maxsize, descriptors[1]
+            for how in (
+                "reset",
+                "closed",
+                "closed with splits under way",
+                "forgotten and ended with the parent",
+                "reset and closed",
+            ):
+                for _ in range(3):
+                    await ends(opened, how)
+                await settle(descriptors, tasks)
+                async with asyncio.timeout(5):  # the last goodbyes are on their way
+                    await until(lambda: alive() == before)
+                assert not opened.unseen
+            links: list[Any] = [link for endpoint in opened.endpoints for link in endpoint._all]  # type: ignore[attr-defined]
+            assert max(len(link._callbacks) for link in links) <= 2
+            assert max(len(link._channels) for link in links) <= 4
 
     asyncio.run(main())
