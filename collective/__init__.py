@@ -31,13 +31,14 @@ if TYPE_CHECKING:
         RowsLeftOver,
         RowsMismatch,
         RowStreamError,
+        ScopeEnded,
         StoreError,
         StoreFull,
         StreamClosed,
         WouldBlock,
         WrongThread,
     )
-    from collective.group import Batch, Group
+    from collective.group import Batch, Group, ScopedGroup
     from collective.layouts import Layout, Partial, Replicate, Shard
     from collective.planning import Plan, plan
     from collective.rows import RowBatch, RowStream
@@ -88,6 +89,8 @@ __all__ = [
     "RowStreamError",
     "RowsLeftOver",
     "RowsMismatch",
+    "ScopeEnded",
+    "ScopedGroup",
     "Shard",
     "StoreError",
     "StoreFull",
@@ -105,10 +108,10 @@ _HOMES = {
     "collective.errors": (
         "BackendError CollectiveError CollectiveMismatch CollectiveTimeout ConsumerLeft GroupBroken GroupClosed "
         "GroupError HandshakeError LinkBroken LinkClosed LinkError OutOfResources PeerLost "
-        "PortRefused ProducerFailed RefLost RowStreamError RowsLeftOver RowsMismatch StoreError StoreFull StreamClosed "
-        "WouldBlock WrongThread"
+        "PortRefused ProducerFailed RefLost RowStreamError RowsLeftOver RowsMismatch ScopeEnded StoreError StoreFull "
+        "StreamClosed WouldBlock WrongThread"
     ),
-    "collective.group": "Batch Group",
+    "collective.group": "Batch Group ScopedGroup",
     "collective.layouts": "Layout Partial Replicate Shard",
     "collective.planning": "Plan plan",
     "collective.rows": "RowBatch RowStream",

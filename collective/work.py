@@ -8,6 +8,8 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from collective.errors import ScopeEnded
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
@@ -100,6 +102,8 @@ class Work(Generic[T]):
             if stop is not None:
                 stop()
             self._future.set_exception(error)
+            if isinstance(error, ScopeEnded):
+                self._future.exception()  # a consequence, whose cause is told where it is: nobody has to look
 
     def _give_up(self) -> None:
         """One of those who await it does so no more. It counts among them yet."""

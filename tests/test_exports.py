@@ -13,8 +13,8 @@ EXPORTS = {
         BackendError Batch CollectiveError CollectiveMismatch CollectiveTimeout ConsumerLeft EntryStatistics Group
         GroupBroken GroupClosed GroupError GroupSpec GroupStatistics HandshakeError Layout LinkBroken LinkClosed
         LinkError Member OutOfResources Partial PeerLost Plan PortRefused ProducerFailed ReduceOp RefLost Replicate
-        RowBatch RowState RowStream RowStreamError RowsLeftOver RowsMismatch Shard StoreError StoreFull
-        StoreStatistics StreamClosed TensorRef TensorStore Work WouldBlock WrongThread plan
+        RowBatch RowState RowStream RowStreamError RowsLeftOver RowsMismatch ScopeEnded ScopedGroup Shard StoreError
+        StoreFull StoreStatistics StreamClosed TensorRef TensorStore Work WouldBlock WrongThread plan
     """,
     "collective.testing": "CHECKS MIXES Case Check World check conformance_cases world",
     "scheduling": """
