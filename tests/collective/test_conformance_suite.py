@@ -41,8 +41,9 @@ _reduce_chunks = reductions._reduce_chunks
 def test_faults_are_found(check: str, owner: Any, name: str, fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _case(check).run()
     monkeypatch.setattr(owner, name, fault)
-    with pytest.raises(AssertionError):
-        _case(check).run()
+    with pytest.raises(AssertionError):  # noqa: PT012 (where the machine is busy, a thread may be done before it is caught)
+        for _ in range(5 if owner is Gate else 1):
+            _case(check).run()
 
 
 def test_nan_that_is_skipped_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
