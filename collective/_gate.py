@@ -60,7 +60,7 @@ class Gate:
 
     def write(self, target: np.ndarray, write_piece: Callable[[slice], object]) -> None:
         """Have a one-dimensional array written piece by piece, as far as the gate is open."""
-        step = max(1, PIECE // target.itemsize)
+        step = max(1, PIECE // max(1, target.itemsize))  # There are dtypes of no bytes.
         for start in range(0, target.size, step):
             with self as is_open:
                 if not is_open:
