@@ -139,7 +139,7 @@ class Engine:
             self.closed = True
             epoch = self.current
             done_before = epoch.done_before
-            if any(entry.issued for entry in epoch.pending.values()):
+            if not epoch.idle:
                 epoch.plane.abandon()
             epoch.end(lambda: GroupClosed(self.name, "an operation was pending"), "it was closed")
             epoch.fault = epoch.fault or (lambda: GroupClosed(self.name, "an operation"))
@@ -415,11 +415,12 @@ class Engine:
     def end_epoch(self, why: str) -> None:
         """End the current epoch, on every member where it was not broken; raise PeerLost where no other can follow."""
         if not self.current.broken:
-            self.faults.take_break(self.current, why)
+            self.faults.begin_reset(self.current, why)
         self.faults.raise_lost()
 
     def start_epoch(self) -> None:
-        """Go on to the next epoch, which is yet to be opened."""
+        """Go on to the next epoch, which is yet to be opened: all members have come to the end of this one."""
+        self.current.plane.abandon()
         self.current = Epoch(self.current.number + 1, self)
         self._hearing.epoch_started()
 

@@ -45,6 +45,8 @@ class Epoch:
         self.doom: Callable[[], Exception] | None = None
         """What sends and receives raise, once it is known that the epoch will break: as soon as collectives that come
         before what breaks it have been called by all."""
+        self.reset_at: int | None = None
+        """The place from which on a reset ends it. Members that are not as far may need this one's data plane."""
         self.on_end: set[Callable[[str], None]] = set()
         """What ends the groups that were split from this one and are open still."""
         self._mismatches: dict[bytes, tuple[int, Calls]] = {}
@@ -190,6 +192,11 @@ class Epoch:
     def done_before(self) -> int:
         """The place in the agreed order before which this member has finished all."""
         return min((entry.seq for entry in self.pending.values() if entry.agreed), default=self.agreed)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the data plane does nothing for this member."""
+        return not any(entry.issued for entry in self.pending.values())
 
     @property
     def drained(self) -> bool:

@@ -73,6 +73,23 @@ class Faults:
         self._engine.resets.fail(error)
         self.flood(("break", epoch.number, reason))
 
+    def begin_reset(self, epoch: Epoch, reason: str) -> None:
+        """End an epoch here, by a reset: what this member has finished completes on the others."""
+        error, place = partial(GroupBroken, self._engine.name, reason), epoch.done_before
+        self._engine.resets.fail(error)
+        self.break_off(epoch, error, reason, abandon=not epoch.idle)
+        self.flood(("cut", epoch.number, place, reason))
+
+    def take_reset(self, epoch: Epoch, place: int, reason: str) -> None:
+        """Another member has ended an epoch by a reset, and finished what was agreed before a place."""
+        if epoch.reset_at is not None and epoch.reset_at <= place:
+            return  # it is known, by this member's neighbours too
+        epoch.reset_at = place
+        self.flood(("cut", epoch.number, place, reason))
+        error = partial(GroupBroken, self._engine.name, reason)
+        self._engine.resets.fail(error)
+        epoch.cut(place, error)
+
     def doom(self, epoch: Epoch, reason: str) -> None:
         """Take note, and tell the others, that an epoch will break: a call that nobody can pair with was refused."""
         if epoch.fault is None and epoch.doom is None:
@@ -81,11 +98,15 @@ class Faults:
             epoch.mailbox.end(epoch.doom)
             self.flood(("doom", epoch.number, reason))
 
-    def break_off(self, epoch: Epoch, error: Callable[[], Exception], why: str) -> None:
-        """End an epoch at this member; from then on every operation raises the error."""
+    def break_off(self, epoch: Epoch, error: Callable[[], Exception], why: str, *, abandon: bool = True) -> None:
+        """End an epoch at this member; from then on every operation raises the error.
+
+        :param abandon: whether its data plane ends at once; else it does with the group, or with the next epoch.
+        """
         epoch.fault = error
         epoch.end(error, why)
-        epoch.plane.abandon()
+        if abandon:
+            epoch.plane.abandon()
 
     def end_with_parent(self, parent: Engine, why: str) -> None:
         """Break for good: the group that this one was split from ended its epoch, or this member has closed it."""
@@ -171,7 +192,7 @@ class Faults:
     def on_drained(self, epoch: Epoch) -> None:
         """Nothing is pending: an epoch that was cut ends where nothing can come before the cut any more."""
         if epoch.drained and epoch.fault is not None:
-            self.break_off(epoch, epoch.fault, str(epoch.fault()))
+            self.break_off(epoch, epoch.fault, str(epoch.fault()), abandon=epoch.reset_at is None or not epoch.idle)
 
     # ------------------------------------------------------------ what failed
 

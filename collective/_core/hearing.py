@@ -73,6 +73,8 @@ class Hearing:
             self._engine.watchdog.hear(src, rest[0])
         elif kind == "doom":
             self._engine.faults.doom(epoch, rest[0])
+        elif kind == "cut":
+            self._engine.faults.take_reset(epoch, *rest)
         elif kind == "break":
             self._engine.faults.take_break(epoch, rest[0])
         elif kind == "timeout":

@@ -266,3 +266,23 @@ def test_groups_that_have_ended_are_freed(backend: str, link: str, hosts: Any) -
             assert max(len(link._channels) for link in links) <= 4
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("backend", ["memory", "shm", "gloo"])
+def test_what_all_have_called_completes_though_one_resets_at_once(backend: str) -> None:
+    """Kind: a member that is done goes on, here to a reset, before the others have seen that all were there."""
+
+    async def use(group: Held, number: int) -> None:
+        for _ in range(3):
+            await group.barrier()
+            total = await group.allreduce(np.full(1 + 40_000 * (number % 2), 1.0))
+            assert (total == group.size).all()
+            await turns(group.rank * (number % 4))
+            await group.reset()
+
+    async def main() -> None:
+        async with world(backend, 3) as opened, asyncio.timeout(60):
+            for number in range(8):
+                await opened.each(lambda group, number=number: use(group, number))
+
+    asyncio.run(main())
