@@ -70,7 +70,7 @@ class Hearing:
         elif kind == "over":
             self._engine.end_scope(rest[0], Ending(*rest[1]))
         elif kind == "threads":
-            self._engine.watchdog.hear(src, rest[0])
+            self._engine.watchdog.hear(*rest)
         elif kind == "doom":
             self._engine.faults.doom(epoch, rest[0])
         elif kind == "cut":

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from collective._core import tree
 from collective.scopes import Call, Ending
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from collective._core.engine import Engine
     from collective._core.pipeline import Pending
+
+    Report: TypeAlias = tuple[Sequence[tuple[Any, ...]], Sequence[tuple[Any, ...]]]
 
 STALL: Final = 0.1
 """Seconds after which a collective that waits is told of; then after twice as many more, and so on up to LATER."""
@@ -58,11 +61,22 @@ class Watchdog:
             self._timer.cancel()
         self._timer, self._at = None, math.inf
 
-    def hear(self, src: int, report: tuple[Sequence[tuple[Any, ...]], Sequence[tuple[Any, ...]]] | None) -> None:
-        """Take what a member says of its actor's threads, at rank 0; elsewhere None, which asks for it."""
-        if report is None:
+    def hear(self, rank: int, report: Report | None) -> None:
+        """Take what a member says of its actor's threads, at rank 0, or None, which asks it; pass on along the tree."""
+        engine = self._engine
+        if report is not None and engine.rank:
+            self._post(tree.parent(engine.rank), rank, report)
+        elif report is not None:
+            self._take(rank, report)
+        elif rank == engine.rank:
             self.tell(asked=True)
-            return
+        else:
+            hop = rank
+            while tree.parent(hop) != engine.rank:
+                hop = tree.parent(hop)
+            self._post(hop, rank, None)
+
+    def _take(self, src: int, report: Report) -> None:
         holding, waiting = report
         self._threads[src] = {Call(*call) for call in holding}, {Call(*call) for call in waiting}
         self._doubtful.discard(src)
@@ -74,7 +88,7 @@ class Watchdog:
             self._sure = True
             self._doubtful = {rank for rank, (held, _) in self._threads.items() if held & stuck}
             for rank in list(self._doubtful):
-                self._ask(rank)
+                self.hear(rank, None)
             return
         self._sure = False
         if stuck:
@@ -91,17 +105,10 @@ class Watchdog:
             known, waiting = [], []
         if known or self._told or asked:
             self._told = bool(known)
-            report = [tuple(call) for call in known], [tuple(call) for call in waiting]
-            if engine.rank:
-                engine.fabric.post(0, ("threads", engine.current.number, report))
-            else:
-                self.hear(0, report)
+            self.hear(engine.rank, ([tuple(call) for call in known], [tuple(call) for call in waiting]))
 
-    def _ask(self, rank: int) -> None:
-        if rank:
-            self._engine.fabric.post(rank, ("threads", self._engine.current.number, None))
-        else:
-            self.tell(asked=True)
+    def _post(self, hop: int, rank: int, report: Report | None) -> None:
+        self._engine.fabric.post(hop, ("threads", self._engine.current.number, rank, report))
 
     def _end_youngest(self, stuck: set[Call]) -> None:
         engine = self._engine
