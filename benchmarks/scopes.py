@@ -1,7 +1,7 @@
 """What scopes cost: an allreduce of 8 bytes in a call's scope and in the default one, against another commit; and where
 members call two scopes in other orders, against one that is agreed over links.
 
-`GANGLINE_BEFORE` names the commit; without it, the last one before scopes that this repository has a name for, or none.
+`GANGLINE_BEFORE` names the commit, one of this repository; without it there is nothing to compare the first two with.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ ROW = 200
 OURS, BEFORE, LINKS = "Gangline", "Gangline before", "Gangline, agreed over links"
 
 
-def plans() -> Iterator[Plan]:
+def plans(before: str | None) -> Iterator[Plan]:
     """Yield what is measured."""
     for scope, what in (("call", "in a broadcast call"), ("default", "in the default scope")):
-        entries = {side: Entry(side, "row", (scope, ROW)) for side in (OURS, BEFORE)}
+        entries = {side: Entry(side, "row", (scope, ROW)) for side in ((OURS, BEFORE) if before else (OURS,))}
         yield Plan(f"allreduce, 8 B, {what}", entries, [Goal(OURS, BEFORE, 1.05, interval=True)])
     entries = {OURS: Entry(OURS, "alternate", (ROW,)), LINKS: Entry(LINKS, "row", ("default", ROW))}
     yield Plan("two scopes in other orders, an allreduce of 8 B", entries, [Goal(OURS, LINKS, 1.5)])
@@ -46,7 +46,7 @@ def measure(repeat: int) -> list[Measure]:
         if before is not None:
             sides.add(BEFORE, "gangline_scopes", ranks=RANKS, root=_checkout(before, Path(directory)))
             sides.ask(BEFORE, "form", sides.ask(BEFORE, "setup"), False)
-        return [sides.measure(plan, repeat) for plan in plans()]
+        return [sides.measure(plan, repeat) for plan in plans(before)]
 
 
 def _checkout(commit: str, directory: Path) -> Path:

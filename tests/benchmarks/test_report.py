@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks.readme import BEGIN, END, cell, replace, table
-from benchmarks.report import Goal, Measure, Summary, render
+from benchmarks.report import Goal, Measure, Summary, ratio_interval, render
 from benchmarks.turns import Entry, Plan, Side, SideError, Sides
 
 
@@ -93,3 +93,15 @@ def test_our_own_failure_is_raised():
         sides.add("Gangline", "standin", ours=True)
         with pytest.raises(SideError, match="as it was told to"):
             sides.measure(Plan("it", {"Gangline": Entry("Gangline", "fail")}), 1)
+
+
+def test_a_goal_for_an_interval_is_missed_only_where_noise_does_not_explain_it():
+    theirs = Summary.of([[1.0]] * 20)
+    noisy = Summary.of([[0.9 + 0.4 * (number % 2)] for number in range(20)])
+    slower = Summary.of([[1.1 + 0.01 * (number % 2)] for number in range(20)])
+    goal = Goal("Gangline", "Gangline before", 1.05, interval=True)
+    for ours, met in ((noisy, True), (slower, False)):
+        (verdict,) = Measure("x", "s", {"Gangline": ours, "Gangline before": theirs}, [goal]).verdicts()
+        assert verdict.met is met
+    low, high = ratio_interval([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])  # too few rounds to leave any out
+    assert (low, high) == (1.0, 3.0)
