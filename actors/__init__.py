@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from actors.errors import (
         ActorClosed,
         ActorError,
+        CallDeadlock,
         GangStartError,
         NotPicklable,
         NotReady,
@@ -33,6 +34,7 @@ __all__ = [
     "Actor",
     "ActorClosed",
     "ActorError",
+    "CallDeadlock",
     "Gang",
     "GangHandle",
     "GangStartError",
@@ -56,7 +58,8 @@ __all__ = [
 _HOMES = {
     "actors.actor": "Actor",
     "actors.errors": (
-        "ActorClosed ActorError GangStartError NotPicklable NotReady RemoteCancelled RemoteError RemoteTraceback"
+        "ActorClosed ActorError CallDeadlock GangStartError NotPicklable NotReady RemoteCancelled RemoteError "
+        "RemoteTraceback"
     ),
     "actors.gang": "Gang",
     "actors.gang_handle": "GangHandle",

@@ -2,7 +2,7 @@
 
     ActorError
      |- GangStartError               a gang did not start; nothing of it is left
-     |- ActorClosed (ConnectionError)   the actor shut down in good order; the call did not end
+     |- ActorClosed (ConnectionError)  the actor shut down in good order; the call did not end
      |- CallDeadlock (RuntimeError)  the call waited, by way of others, for itself
      |- NotReady (RuntimeError)      used before the actor, or a stream, was ready for it
      |- NotPicklable (TypeError)     an argument or a result cannot travel
@@ -26,7 +26,7 @@ class ActorError(Exception):
 
 
 class ActorClosed(ActorError, ConnectionError):
-    """The actor shut down in good order before the call ended."""
+    """The actor shut down in good order before the call, or before it ended: also with its gang."""
 
     def __init__(self, role: str, rank: int, doing: str) -> None:
         super().__init__(f"{role}[{rank}] has shut down; {doing}() did not run to its end")

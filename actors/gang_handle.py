@@ -22,7 +22,7 @@ class GangHandle(Mapping[str, Handles[Any]]):
     def __init__(self, roles: Mapping[str, Handles[Any]], groups: Mapping[str, GroupHandle]) -> None:
         self._roles = dict(roles)
         self._groups = dict(groups)
-        gang = next((handle._target.gang for handles in roles.values() for handle in handles), "")
+        self._gang = gang = next(handle._target.gang for handles in roles.values() for handle in handles)
         self._by_role = Named(self._roles, lambda name: f"gang {gang!r} has no role {name!r}")
         self._by_group = Named(self._groups, lambda name: f"gang {gang!r} has no group {name!r}")
 
@@ -33,8 +33,7 @@ class GangHandle(Mapping[str, Handles[Any]]):
 
     def scope(self, key: Key) -> AbstractContextManager[None]:
         """Make all calls to this gang in a block one scope, as `Gang.scope`."""
-        (handle, *_), *_ = self._roles.values()
-        return entered(handle._target.gang, key)
+        return entered(self._gang, key)
 
     def __getitem__(self, role: str) -> Handles[Any]:
         return self._by_role[role]

@@ -6,8 +6,8 @@ import pytest
 
 EXPORTS = {
     "actors": """
-        Actor ActorClosed ActorError Gang GangHandle GangStartError GroupHandle Handle Handles NotPicklable NotReady
-        RemoteCancelled RemoteError RemoteTraceback Role Stream Streams TensorRef TensorStore from_thread lend
+        Actor ActorClosed ActorError CallDeadlock Gang GangHandle GangStartError GroupHandle Handle Handles NotPicklable
+        NotReady RemoteCancelled RemoteError RemoteTraceback Role Stream Streams TensorRef TensorStore from_thread lend
     """,
     "collective": """
         BackendError Batch CollectiveError CollectiveMismatch CollectiveTimeout ConsumerLeft EntryStatistics Group

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from gang_harness import run
 
-from actors import Actor, Gang, Role, from_thread
-from actors.errors import CallDeadlock
+from actors import Actor, CallDeadlock, Gang, Role, from_thread
 from scheduling import Resources
 
 if TYPE_CHECKING:
