@@ -382,7 +382,7 @@ async def scopes_leave_nothing_behind(world: World) -> None:
         return sum(type(each) is CallScope for each in gc.get_objects())
 
     held = [await use(number) for number in range(30)]
-    assert held[-1] <= held[5], f"parts of calls stay: {held}"
+    assert max(held[20:]) < 10, f"parts of calls stay: {held}"  # of 90; some are in what is under way
     for group in world.groups:
         assert group.statistics().pending_collectives == 0
         assert group.statistics().pending_messages == 0
