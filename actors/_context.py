@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections import defaultdict
-from contextvars import Context, ContextVar
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from collective.scopes import context_of
 
 if TYPE_CHECKING:
     from actors.gang import Gang
@@ -49,7 +50,7 @@ def user_tasks(endpoint: Endpoint) -> list[asyncio.Task[Any]]:
     if found is None:
         found = _census[loop] = defaultdict(list)
         for task in asyncio.all_tasks():
-            if not _is_ours(task) and (actor := _context_of(task).get(current)) is not None:
+            if not _is_ours(task) and (actor := context_of(task).get(current)) is not None:
                 found[actor.endpoint].append(task)
         loop.call_soon(_census.pop, loop)
     return [task for task in found.get(endpoint, ()) if not task.done()]
@@ -59,11 +60,3 @@ def _is_ours(task: asyncio.Task[Any]) -> bool:
     """Whether it is part of this library, which ends with its endpoint or its group."""
     module: str = getattr(getattr(task.get_coro(), "cr_frame", None), "f_globals", {}).get("__name__", "")
     return module.partition(".")[0] in _ROOMS and module not in _FOR_USERS
-
-
-def _context_of(task: asyncio.Task[Any]) -> Context:
-    get_context = getattr(task, "get_context", None)  # since Python 3.12
-    if get_context is None:
-        return next((each for each in gc.get_referents(task) if isinstance(each, Context)), Context())
-    context: Context = get_context()
-    return context

@@ -282,7 +282,7 @@ class Parts:
         if self._finished.get(root) is not False:
             return root in self._finished
         for task in asyncio.all_tasks(self._loop):
-            part = _part_of(task)
+            part = context_of(task).get(_current)
             if part is not None and part.call is not None and part.call.id == root:
                 task.add_done_callback(lambda _: self._look(root), context=Context())
                 return False
@@ -299,13 +299,12 @@ class Parts:
         return [engine for engine in self.engines if not engine.closed and part.reaches(engine)]
 
 
-def _part_of(task: asyncio.Task[Any]) -> CallScope | None:
-    """Return the part of a call that a task belongs to."""
+def context_of(task: asyncio.Task[Any]) -> Context:
+    """Return the context that a task runs in."""
     if sys.version_info >= (3, 12):
-        context: Context | None = task.get_context()
-    else:  # a task of C has its context, and does not show it
-        context = next((each for each in gc.get_referents(task) if isinstance(each, Context)), None)
-    return None if context is None else context.get(_current)
+        return task.get_context()
+    # A task of C has its context, and does not show it.
+    return next((each for each in gc.get_referents(task) if isinstance(each, Context)), Context())
 
 
 def parts_at(endpoint: Endpoint) -> Parts:
