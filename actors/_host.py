@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import threading
 from contextvars import copy_context
 from functools import partial
@@ -25,7 +24,7 @@ from actors._roster import Roster
 from actors.abc import ProcessId
 from actors.actor import connect, create
 from actors.errors import RemoteCancelled
-from collective.errors import LinkBroken, LinkError
+from collective.errors import LinkError
 from collective.freight import name_endpoint
 from collective.links import boot_id
 from collective.types import Address, Member
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
     from actors.abc import Launch
     from actors.actor import Actor
-    from collective.abc import Channel, Endpoint, Link
+    from collective.abc import Channel, Endpoint
     from collective.by_reference import Request, Share
     from collective.group import Group
     from collective.store import TensorRef, TensorStore
@@ -49,8 +48,6 @@ STOP_SECONDS = 1.0
 """What a `setup` or a `teardown` that was cut short is given to end."""
 CLOSE_SECONDS = 0.5
 """What the groups are given to close."""
-
-_ATTEMPTS = 5
 
 _logger = logging.getLogger("actors")
 
@@ -93,7 +90,7 @@ class Host:
         try:
             endpoint.grant(launch.member)
             endpoint.grant(launch.calls, (protocol.port(launch.uid),))
-            link = await self._connect_home()
+            link = await endpoint.connect(launch.home, launch.member)
             introduction = Introduction(launch.role, launch.rank, endpoint.address, own_process())
             if launch.backends:
                 # Importing torch takes a second and more; done in a thread, it overlaps with the start of the others.
@@ -106,23 +103,12 @@ class Host:
             if not self.leaving:
                 await self._end_calls()
             await self._end_own()
-            # Before the groups: all members leave now, and to say so to each other would cost a link for each pair.
+            # Before the groups: all members leave now, and none has to tell the others.
             await endpoint.aclose()
             await self._leave_groups()
             if self._store is not None:
                 self._store.close()
         return self.leaving
-
-    async def _connect_home(self) -> Link:
-        """Connect to the gang. With a thousand others at once it may take a few attempts."""
-        pause = 0.05
-        for _ in range(_ATTEMPTS):
-            try:
-                return await self._endpoint.connect(self.launch.home, self.launch.member)
-            except LinkBroken:
-                await asyncio.sleep(random.uniform(0, pause))
-                pause *= 2
-        return await self._endpoint.connect(self.launch.home, self.launch.member)
 
     async def _obey(self) -> bool:
         while True:
