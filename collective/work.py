@@ -21,7 +21,8 @@ class Work(Generic[T]):
 
     It can be awaited many times and by several tasks. Cancelling an await leaves the operation in its place, and the
     Work can be awaited again; only a `recv` that nobody awaits any more is withdrawn (contract 7). A failure that
-    nobody looked at goes to the loop's exception handler. Belongs to the event loop of its group.
+    nobody looked at goes to the loop's exception handler, unless it is a ScopeEnded, whose cause is told where it is.
+    Belongs to the event loop of its group.
 
     :param stop: called before the Work fails: when it has returned, nothing is read or written in the caller's memory.
     """

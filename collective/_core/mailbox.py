@@ -404,7 +404,6 @@ class Mailbox:
         waiting.insert(next(later, len(waiting)), arrival)
         return True
 
-
     def _pair(self, src: int, line: Line) -> None:
         key = (src, line)
         arrived = self._arrived.get(key)
