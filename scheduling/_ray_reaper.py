@@ -29,6 +29,10 @@ class Guard:
     """Has the placement groups of this process removed when it dies. Safe in several threads."""
 
     def __init__(self) -> None:
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Hold nothing: in a forked child, all that there is is its parent's, and another thread of that's the lock."""
         self._lock = threading.Lock()
         self._mark = ""
         self._made_by: tuple[str, str] | None = None
@@ -63,6 +67,7 @@ class Guard:
 
 
 guard = Guard()
+os.register_at_fork(after_in_child=guard.start_anew)
 
 
 class Reaper:
