@@ -111,7 +111,7 @@ class RowStream:
         fault = engine.fault()
         if fault is not None:
             raise fault
-        scope = group._scope()
+        scope = scopes.scope_of_messages(engine, group._scope())
         scopes.touch(engine, scope)
         key = engine.current.streams.next_key(producers, consumers, scope.bytes)
         seat = Seat(engine, key, terms)

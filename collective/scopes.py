@@ -191,13 +191,17 @@ class CallScope:
         left: dict[Engine, Work[Any]] = {}
         broken: dict[Engine, Work[Any]] = {}
         for work, engine, scope in unfinished:
-            (left if scope.ends else broken).setdefault(engine, work)
+            if self.scope is not None and scope.root == self.scope.root:
+                left.setdefault(engine, work)
+            elif scope.root == engine.default_scope.root:
+                broken.setdefault(engine, work)
+            else:  # by a view that another call has left
+                engine.end_scope(scope.root, _left(engine, work, reason))
         for engine, work in broken.items():
             engine.break_everywhere(f"{engine.me} left {work.description} unfinished: {reason}")
         if self.scope is not None and self._parts is not None:
             for engine in self._parts.engines_of(self):
-                operation, _, line = left[engine].description.rpartition(" at ") if engine in left else ("", "", "")
-                engine.end_scope(self.scope.root, Ending(engine.rank, engine.me, operation, line, reason))
+                engine.end_scope(self.scope.root, _left(engine, left.get(engine), reason))
         for work, _, _ in unfinished:
             if work.done():
                 work.exception()  # the call that would have seen it has ended; `reason` tells why
@@ -218,6 +222,11 @@ class CallScope:
 
     def _discard(self, work: Work[Any]) -> None:
         self._pending.pop(work, None)
+
+
+def _left(engine: Engine, work: Work[Any] | None, reason: str) -> Ending:
+    operation, _, line = ("", "", "") if work is None else work.description.rpartition(" at ")
+    return Ending(engine.rank, engine.me, operation, line, reason)
 
 
 def look_at(work: Work[Any]) -> None:
@@ -283,7 +292,8 @@ class Parts:
             return root in self._finished
         for task in asyncio.all_tasks(self._loop):
             part = context_of(task).get(_current)
-            if part is not None and part.call is not None and part.call.id == root:
+            # In one process other actors have their tasks on this loop, and parts in this call that are their own.
+            if part is not None and part._parts is self and part.call is not None and part.call.id == root:
                 task.add_done_callback(lambda _: self._look(root), context=Context())
                 return False
         self._finished[root] = True
@@ -360,6 +370,18 @@ async def reset_everywhere(tokens: Iterable[str]) -> None:
     async with asyncio.TaskGroup() as tasks:
         for engine in engines:
             tasks.create_task(engine.reset_everywhere())
+
+
+def scope_of_messages(engine: Engine, scope: Scope) -> Scope:
+    """Return the scope by which messages and streams are paired that the running code sends or makes in another.
+
+    The default scope of a subgroup is that of the call that has made it. That call's messages are over with it; those
+    of others, who may come as long as the subgroup lives, are nobody's.
+    """
+    if scope is engine.default_scope and scope.ends:
+        call = current_call()
+        return scope if call is not None and call.id == scope.root else DEFAULT
+    return scope
 
 
 def touch(engine: Engine, scope: Scope) -> None:

@@ -153,6 +153,10 @@ class Ended:
         """Return why a scope has ended, or None."""
         return self._roots.get(root)
 
+    def forget(self, root: bytes) -> None:
+        """Let a scope begin anew, in another epoch."""
+        self._roots.pop(root, None)
+
     def __contains__(self, root: bytes) -> bool:
         return root in self._roots
 

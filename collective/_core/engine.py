@@ -336,7 +336,7 @@ class Engine:
 
     def send(self, scope: Scope, tensor: Any, spec: Spec, dst: int, tag: int) -> Work[None]:
         """Send a tensor of that spec to a rank."""
-        epoch = self.current
+        epoch, scope = self.current, scopes.scope_of_messages(self, scope)
         ending = self.ended.get(scope.root)
         if ending is not None:
             return self._failed(f"send(dst={dst}, tag={tag})", ending.ended(self.name, scope))
@@ -349,7 +349,7 @@ class Engine:
 
     def recv(self, scope: Scope, src: int, tag: int, out: Any) -> Work[Any]:
         """Receive the next tensor from a rank with a tag."""
-        epoch = self.current
+        epoch, scope = self.current, scopes.scope_of_messages(self, scope)
         ending = self.ended.get(scope.root)
         if ending is not None:
             return self._failed(f"recv(src={src}, tag={tag})", ending.ended(self.name, scope))
@@ -422,6 +422,7 @@ class Engine:
         """Go on to the next epoch, which is yet to be opened: all members have come to the end of this one."""
         self.current.plane.abandon()
         self.current = Epoch(self.current.number + 1, self)
+        self.ended.forget(self.default_scope.root)  # of a subgroup, whose default scope is that of a call
         self._hearing.epoch_started()
 
     def others(self) -> list[int]:

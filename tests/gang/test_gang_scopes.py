@@ -11,11 +11,11 @@ from gang_harness import run
 from scope_traffic import Front, Server, traffic
 
 from actors import Actor, Gang, Role
-from collective import GroupBroken, GroupError, GroupSpec
+from collective import GroupBroken, GroupError, GroupSpec, ScopeEnded
 from scheduling import Resources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Iterable
 
 SMALL = Resources(cpu=0.1)
 HOW = {"right", "Refused", "cancelled"}
@@ -113,5 +113,95 @@ def test_a_group_is_reset_from_the_driver(runtime: str) -> None:
             await made.groups["all"].reset()
             answers = await asyncio.gather(made["left"].meet(1.0), made["right"].meet(1.0))
             assert answers == [[4.0] * 2] * 2
+
+    run(main())
+
+
+class Keeper(Actor):
+    """Keeps a subgroup that one call made, for other calls."""
+
+    async def make(self) -> None:
+        self.kept = await self.groups["all"].split(0)
+        assert self.kept is not None
+
+    async def receive(self) -> str:
+        """Receive what nobody sends."""
+        if self.rank == 0:
+            return "left"
+        try:
+            await self.groups["all"].recv(0)
+        except ScopeEnded as error:
+            return error.cause
+        return "received"
+
+    async def send_and_receive(self, length: int) -> float:
+        assert self.kept is not None
+        if self.rank == 0:
+            await self.kept.send(np.full(length, 5.0), 1)
+        return 5.0 if self.rank == 0 else float((await self.kept.recv(0))[-1])
+
+    async def add(self, value: float) -> float:
+        assert self.kept is not None
+        return float((await self.kept.allreduce(np.array([value])))[0])
+
+    async def leave(self) -> None:
+        assert self.kept is not None
+        self.kept.allreduce(np.array([100.0]))
+        raise ValueError("in mid-collective")
+
+    async def fail_after_making(self) -> None:
+        await self.make()
+        raise ValueError("for the test")
+
+    async def reset(self) -> None:
+        assert self.kept is not None
+        await self.kept.reset()
+
+
+def keepers(runtime: str) -> Gang:
+    return Gang(
+        Role("keeper", Keeper, 2, resources=SMALL), groups=[GroupSpec("all", ("keeper",), timeout=20)], runtime=runtime
+    )
+
+
+def test_a_recv_ends_with_the_senders_part_wherever_that_runs(runtime: str) -> None:
+    """Parts that others have in the call on the same loop keep nobody waiting."""
+
+    async def main() -> None:
+        async with keepers(runtime) as made, asyncio.timeout(30):
+            left, cause = await made["keeper"].receive()
+            assert left == "left"
+            assert "its part in the call is over" in cause
+
+    run(main())
+
+
+def test_a_subgroup_outlives_the_call_that_made_it(runtime: str) -> None:
+    """Calls that have no scope send and receive in its default scope; one that leaves it breaks it; a reset mends it."""
+
+    async def each(*calls: Awaitable[float | None]) -> list[float | None | BaseException]:
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    async def main() -> None:
+        async with keepers(runtime) as made, asyncio.timeout(60):
+            handles = made["keeper"]
+            first, second = handles
+            await handles.make()
+            for length in (3, 1_000_000):
+                assert await each(*(handle.send_and_receive(length) for handle in handles)) == [5.0, 5.0]
+                assert await handles.send_and_receive(length) == [5.0, 5.0]
+            assert await each(first.add(1.0), second.add(2.0)) == [3.0, 3.0]
+            (error,) = await each(first.leave())
+            assert isinstance(error, ValueError)
+            for error in await each(first.add(1.0), second.add(2.0)):
+                assert isinstance(error, GroupBroken)
+            await handles.reset()
+            assert await each(first.add(1.0), second.add(2.0)) == [3.0, 3.0]
+            await each(handles.fail_after_making())
+            for error in await each(first.add(1.0), second.add(2.0)):
+                assert isinstance(error, ScopeEnded)
+            assert await handles.add(1.0) == [2.0, 2.0]
+            await handles.reset()
+            assert await each(first.add(1.0), second.add(2.0)) == [3.0, 3.0]
 
     run(main())
