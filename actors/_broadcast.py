@@ -142,7 +142,7 @@ async def _finish_resets(resets: Sequence[Call]) -> list[str]:
 
 def _error(calls: Sequence[Call], errors: dict[Call, Exception], notes: Sequence[str]) -> ExceptionGroup[Exception]:
     role, method = calls[0].connection.target.role, calls[0].method
-    causes = {call: error for call, error in errors.items() if not isinstance(error, GroupBroken | ScopeEnded)}
+    causes = {call: error for call, error in errors.items() if not _is_consequence(error)}
     consequences = [call for call in errors if call not in causes] if causes else []
     shown = causes or errors
     failed = ", ".join(str(call.connection.target.rank) for call in shown)
@@ -156,6 +156,13 @@ def _error(calls: Sequence[Call], errors: dict[Call, Exception], notes: Sequence
     for note in notes:
         group.add_note(note)
     return group
+
+
+def _is_consequence(error: BaseException) -> bool:
+    """Whether another member's failure explains it; of what a task group raises, all."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_consequence, error.exceptions))
+    return isinstance(error, GroupBroken | ScopeEnded)
 
 
 def _noted(error: Exception, where: str) -> Exception:

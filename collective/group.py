@@ -22,7 +22,7 @@ from collective._core.operations import (
 from collective._core.repartition import Repartition
 from collective._integers import integer, shape_from
 from collective.errors import GroupClosed, WrongThread
-from collective.scopes import current_part, enter, leave, scope_in
+from collective.scopes import current_part, enter, leave, note_made, scope_in
 from collective.types import ReduceOp
 from collective.work import Work, await_all
 
@@ -263,9 +263,10 @@ class Group:
 
         scope, part = self._scope(), current_part()
         agreed = self._collective("split", make)
-        work: Work[Group | None] = Work(agreed.description)
+        work = _Forming(agreed.description)
         if part is not None:
             part.note(work, self._engine, scope)
+            note_made(work)
         forming = self._engine.spawn(self._form_subgroup(agreed, operation, scope, work))
         forming.add_done_callback(lambda _: self._end_split(agreed, work))
         return work
@@ -334,7 +335,7 @@ class Group:
         """Return the scope of what is called on this now."""
         return scope_in(self._engine)
 
-    async def _form_subgroup(self, agreed: Work[Any], operation: Split, scope: Scope, work: Work[Group | None]) -> None:
+    async def _form_subgroup(self, agreed: Work[Any], operation: Split, scope: Scope, work: _Forming) -> None:
         engine = self._engine
         try:
             await agreed
@@ -344,15 +345,45 @@ class Group:
             subgroup = engine.subgroup(operation.ranks, operation.color, operation.seq, scope)
             await subgroup.open()
             engine.adopt(subgroup)
+            if work.unwanted:
+                await subgroup.aclose()
+                raise GroupClosed(subgroup.name, "split()")
             work._succeed(Group(subgroup))
         except Exception as error:  # the Work's to raise
             work._fail(error)
 
-    def _end_split(self, agreed: Work[Any], work: Work[Group | None]) -> None:
+    def _end_split(self, agreed: Work[Any], work: _Forming) -> None:
         """Fail a split whose forming was cancelled with the epoch."""
         if not work.done():
             error = agreed.exception() if agreed.done() else None
             work._fail(error or self._engine.fault() or GroupClosed(self.name, "split()"))
+
+
+class _Forming(Work[Group | None]):
+    """The Work of a split. Where its call fails before it has seen the group, that closes: nobody else would do it."""
+
+    __slots__ = ("_seen", "unwanted")
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description)
+        self._seen = False
+        self.unwanted = False
+
+    def result(self) -> Group | None:
+        group = super().result()
+        self._seen = True
+        return group
+
+    @property
+    def finished(self) -> bool:
+        """Whether nobody needs to close the group, but who has seen it."""
+        return self._seen
+
+    def abandon(self, reason: str) -> None:
+        """Close the group, or have it closed once it is formed."""
+        self.unwanted = True
+        if self.done() and self.exception() is None and (group := self.result()) is not None:
+            group._engine.spawn(group.aclose())
 
 
 class ScopedGroup(Group):

@@ -119,7 +119,7 @@ class RowStream:
             self._end = Producer(seat, terms.producers.index(engine.rank))
         else:
             self._end = Consumer(seat, terms.consumers.index(engine.rank))
-        scopes.note_stream(self._end)
+        scopes.note_made(self._end)
 
     # Producers
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collective.work import Work
 
     class Abandonable(Protocol):
-        """A stream that a call has made."""
+        """What a call has made, a stream for example."""
 
         @property
         def finished(self) -> bool:
@@ -141,15 +141,17 @@ class CallScope:
     :param name: how errors name it, where it is no such call.
     """
 
-    __slots__ = ("__weakref__", "_parts", "_pending", "_streams", "_token", "call", "name", "scope")
+    __slots__ = ("__weakref__", "_made", "_parts", "_pending", "_sends", "_token", "call", "name", "scope")
 
     def __init__(self, call: Call | None = None, endpoint: Endpoint | None = None, name: str = "a call") -> None:
         self.call = call
         self.name = name if call is None else call.name
         self.scope: Scope | None = None
         self._parts: Parts | None = None
-        self._streams: list[Abandonable] = []
+        self._made: list[Abandonable] = []
         self._pending: dict[Work[Any], tuple[Engine, Scope]] = {}
+        self._sends: dict[Work[Any], bool] = {}
+        """Sends that wait for their receives, and whether they end with the scope of the call."""
         self._token: Token[CallScope | None] | None = None
         if call is not None:
             assert endpoint is not None, "a call is answered at an endpoint"
@@ -183,10 +185,10 @@ class CallScope:
         Groups in whose default scope a collective of the call is unfinished are broken on every member. Returns their
         tokens, with which `reset_everywhere` can be called in this process.
         """
-        streams, self._streams = self._streams, []
-        for stream in streams:
-            if not stream.finished:
-                stream.abandon(reason)
+        made, self._made = self._made, []
+        for each in made:
+            if not each.finished:
+                each.abandon(reason)
         unfinished = [(work, *where) for work, where in self._pending.items() if not work.done()]
         left: dict[Engine, Work[Any]] = {}
         broken: dict[Engine, Work[Any]] = {}
@@ -202,16 +204,17 @@ class CallScope:
         if self.scope is not None and self._parts is not None:
             for engine in self._parts.engines_of(self):
                 engine.end_scope(self.scope.root, _left(engine, left.get(engine), reason))
-        for work, _, _ in unfinished:
+        for work in (*self._pending, *self._sends):
+            # The call that would have seen how it ends has ended; `reason` tells why.
             if work.done():
-                work.exception()  # the call that would have seen it has ended; `reason` tells why
+                look_at(work)
             else:
                 work.add_done_callback(look_at)
         return [engine.token for engine in broken]
 
     async def settle(self) -> None:
         """Wait, after `abandon`, until nothing that was issued is under way: what was agreed completes first."""
-        while left := [work for work in self._pending if not work.done()]:
+        while left := [work for work in (*self._pending, *self._ending_sends()) if not work.done()]:
             with contextlib.suppress(Exception):
                 await left[0]  # as `abandon` has said, the call that would look at it has ended
 
@@ -220,8 +223,17 @@ class CallScope:
         self._pending[work] = engine, scope
         work.add_done_callback(self._discard)
 
+    def note_send(self, work: Work[Any], scope: Scope) -> None:
+        """Take note of a send that waits for its receive."""
+        self._sends[work] = self.scope is not None and scope.root == self.scope.root
+        work.add_done_callback(self._discard)
+
+    def _ending_sends(self) -> list[Work[Any]]:
+        return [work for work, ends in self._sends.items() if ends]
+
     def _discard(self, work: Work[Any]) -> None:
         self._pending.pop(work, None)
+        self._sends.pop(work, None)
 
 
 def _left(engine: Engine, work: Work[Any] | None, reason: str) -> Ending:
@@ -390,11 +402,11 @@ def touch(engine: Engine, scope: Scope) -> None:
         engine.parts.touched.add(scope.root)
 
 
-def note_stream(stream: Abandonable) -> None:
-    """Enter a row stream into the part of the call that the running code belongs to, if there is one."""
+def note_made(made: Abandonable) -> None:
+    """Enter a row stream, or a subgroup, into the part of the call that the running code belongs to, if any."""
     part = _current.get()
     if part is not None:
-        part._streams = [each for each in part._streams if not each.finished] + [stream]
+        part._made = [each for each in part._made if not each.finished] + [made]
 
 
 def register(engine: Engine) -> None:

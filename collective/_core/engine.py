@@ -345,7 +345,11 @@ class Engine:
             return self._failed(f"send(dst={dst}, tag={tag})", fault())
         if dst in self.faults.left:
             return self._failed(f"send(dst={dst}, tag={tag})", self.faults.peer_lost(dst, LEFT))
-        return epoch.mailbox.send(scope, tensor, spec, dst, tag)
+        work = epoch.mailbox.send(scope, tensor, spec, dst, tag)
+        part = scopes.current_part()
+        if part is not None and not work.done():
+            part.note_send(work, scope)
+        return work
 
     def recv(self, scope: Scope, src: int, tag: int, out: Any) -> Work[Any]:
         """Receive the next tensor from a rank with a tag."""

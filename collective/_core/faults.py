@@ -14,7 +14,7 @@ from collective._core.goodbyes import Goodbye, Goodbyes
 from collective._core.pipeline import LIBRARY_GRACE
 from collective._core.rollcall import RollCall
 from collective.errors import CollectiveTimeout, GroupBroken, LinkClosed, OutOfResources, PeerLost
-from collective.scopes import Ending
+from collective.scopes import ROOT, Ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -273,7 +273,9 @@ class Faults:
         number, scope = question
         epoch = self._engine.current
         waiting = epoch.waiting_in(scope) if number == epoch.number else []
-        named = [f"{each.work.description} in {each.scope.name}" for each in epoch.pending.values()]
+        pending = [(each.work.description, each.scope) for each in epoch.pending.values()] + epoch.mailbox.waiting()
+        pending.sort(key=lambda each: each[1].root != scope[:ROOT])  # what is of the same call tells most
+        named = [f"{description} in {where.name}" for description, where in pending]
         more = [f"{len(named) - rollcall.NAMED} more"] if len(named) > rollcall.NAMED else []
         return len(waiting), named[: rollcall.NAMED] + more
 

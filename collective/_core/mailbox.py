@@ -261,6 +261,11 @@ class Mailbox:
         recvs = [recv.call for waiting in self._wanted.values() for recv in waiting]
         return recvs + [offer.call for offer in self._offers.values()]
 
+    def waiting(self) -> list[tuple[str, Scope]]:
+        """Return what waits here for other members, and in which scopes."""
+        recvs = [(recv.description, recv.scope) for waiting in self._wanted.values() for recv in waiting]
+        return recvs + [(offer.description, offer.scope) for offer in self._offers.values()]
+
     def waits_for(self, rank: int) -> bool:
         """Whether something pending can only end by an act of that rank."""
         unmatched = any(src == rank for (src, _), recvs in self._wanted.items() if recvs)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 AGAIN = 1.0
 """Seconds after which a collective that is overdue, and that all have called by now, is asked about again."""
-NAMED = 4
-"""Collectives of a member that are named to others."""
+NAMED = 8
+"""Operations of a member that are named to others."""
 _SHORTEST, _LONGEST = 5.0, 30.0
 """Between these, who asks waits for answers as long as the group's timeout. Who lives answers in a fraction of that, on
 a loaded machine too."""

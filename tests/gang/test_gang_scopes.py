@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,8 @@ from gang_harness import run
 from scope_traffic import Front, Server, traffic
 
 from actors import Actor, Gang, Role
-from collective import GroupBroken, GroupError, GroupSpec, ScopeEnded
+from collective import CollectiveTimeout, GroupBroken, GroupError, GroupSpec, ScopeEnded
+from collective._core.engine import Engine
 from scheduling import Resources
 
 if TYPE_CHECKING:
@@ -157,6 +159,46 @@ class Keeper(Actor):
         assert self.kept is not None
         await self.kept.reset()
 
+    async def send_too_much_and_fail(self) -> None:
+        group = self.groups["all"]
+        sending = group.send(np.ones(2_000_000), 1 - self.rank)
+        if self.rank == 0:
+            raise ValueError("for the test")
+        await group.recv(0, tag=3)
+        await sending
+
+    async def fail_in_tasks(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.fail_alone())
+            tasks.create_task(self.wait_for_all())
+
+    async def fail_alone(self) -> None:
+        await asyncio.sleep(0.05)
+        if self.rank == 0:
+            raise ValueError("for the test")
+
+    async def wait_for_all(self) -> None:
+        await self.groups["all"].scope(self.rank).barrier()
+
+    async def split_and_close(self) -> None:
+        made = await self.groups["all"].split(0)
+        assert made is not None
+        await made.aclose()
+
+    async def count_engines(self) -> int:
+        gc.collect()
+        found = [each for each in gc.get_objects() if type(each) is Engine and each.endpoint is self._endpoint()]
+        return len(found)
+
+    def _endpoint(self) -> object:
+        return self.groups["all"]._engine.endpoint
+
+    async def receive_for_long(self) -> None:
+        await asyncio.sleep(0)
+        if self.rank == 0:
+            await self.groups["all"].barrier()
+        await self.groups["all"].recv(0, tag=4)
+
 
 def keepers(runtime: str) -> Gang:
     return Gang(
@@ -203,5 +245,63 @@ def test_a_subgroup_outlives_the_call_that_made_it(runtime: str) -> None:
             assert await handles.add(1.0) == [2.0, 2.0]
             await handles.reset()
             assert await each(first.add(1.0), second.add(2.0)) == [3.0, 3.0]
+
+    run(main())
+
+
+def test_what_a_failed_call_leaves_is_seen_to(runtime: str) -> None:
+    """Nobody awaits its sends any more: their errors are not reported as forgotten ones (`run` looks for that)."""
+
+    async def main() -> None:
+        async with keepers(runtime) as made, asyncio.timeout(30):
+            for _ in range(3):
+                with pytest.raises(ExceptionGroup) as caught:
+                    await made["keeper"].send_too_much_and_fail()
+                assert [type(error) for error in caught.value.exceptions] == [ValueError]
+
+    run(main())
+
+
+def test_consequences_in_task_groups_are_left_out_as_others_are(runtime: str) -> None:
+    async def main() -> None:
+        async with keepers(runtime) as made, asyncio.timeout(30):
+            with pytest.raises(ExceptionGroup) as caught:
+                await made["keeper"].fail_in_tasks()
+            (error,) = caught.value.exceptions
+            assert isinstance(error, ExceptionGroup)
+            assert [type(each) for each in error.exceptions] == [ValueError]
+
+    run(main())
+
+
+def test_a_split_that_a_call_has_not_seen_is_closed(runtime: str) -> None:
+    """A call that is cancelled at any moment of a split leaves no subgroup that nobody has."""
+
+    async def main() -> None:
+        async with keepers(runtime) as made, asyncio.timeout(60):
+            handles = made["keeper"]
+            for number in range(40):
+                call = asyncio.ensure_future(handles.split_and_close())
+                await asyncio.sleep(0.0005 * number)
+                call.cancel()
+                await asyncio.gather(call, return_exceptions=True)
+            while await handles.count_engines() != [1, 1]:
+                await asyncio.sleep(0.05)
+
+    run(main())
+
+
+def test_a_timeout_names_what_missing_members_receive(runtime: str) -> None:
+    """They wait for messages too, not for collectives alone."""
+
+    async def main() -> None:
+        roles = [Role("keeper", Keeper, 2, resources=SMALL)]
+        groups = [GroupSpec("all", ("keeper",), timeout=0.5)]
+        async with Gang(*roles, groups=groups, runtime=runtime) as made, asyncio.timeout(30):
+            with pytest.raises(ExceptionGroup) as caught:
+                await made["keeper"].receive_for_long()
+            (error,) = caught.value.exceptions
+            assert isinstance(error, CollectiveTimeout)
+            assert "rank 1 (keeper[1]) waits for recv(src=0, tag=4) in call" in str(error)
 
     run(main())
