@@ -14,6 +14,7 @@ from scope_traffic import Front, Server, traffic
 from actors import Actor, Gang, Role
 from collective import CollectiveTimeout, GroupBroken, GroupError, GroupSpec, ScopeEnded
 from collective._core.engine import Engine
+from collective.testing._world import until
 from scheduling import Resources
 
 if TYPE_CHECKING:
@@ -185,13 +186,14 @@ class Keeper(Actor):
         assert made is not None
         await made.aclose()
 
-    async def count_engines(self) -> int:
-        gc.collect()
-        found = [each for each in gc.get_objects() if type(each) is Engine and each.endpoint is self._endpoint()]
-        return len(found)
+    async def only_one_group_is_left(self) -> None:
+        endpoint = self.groups["all"]._engine.endpoint
 
-    def _endpoint(self) -> object:
-        return self.groups["all"]._engine.endpoint
+        def is_left() -> bool:
+            gc.collect()
+            return sum(type(each) is Engine and each.endpoint is endpoint for each in gc.get_objects()) == 1
+
+        await until(is_left)
 
     async def receive_for_long(self) -> None:
         await asyncio.sleep(0)
@@ -219,9 +221,9 @@ def test_a_recv_ends_with_the_senders_part_wherever_that_runs(runtime: str) -> N
 
 
 def test_a_subgroup_outlives_the_call_that_made_it(runtime: str) -> None:
-    """Calls that have no scope send and receive in its default scope; one that leaves it breaks it; a reset mends it."""
+    """Calls without a scope send and receive in its default scope; one that leaves it breaks it; a reset mends it."""
 
-    async def each(*calls: Awaitable[float | None]) -> list[float | None | BaseException]:
+    async def each(*calls: Awaitable[float | None]) -> list[float | BaseException | None]:
         return await asyncio.gather(*calls, return_exceptions=True)
 
     async def main() -> None:
@@ -285,8 +287,7 @@ def test_a_split_that_a_call_has_not_seen_is_closed(runtime: str) -> None:
                 await asyncio.sleep(0.0005 * number)
                 call.cancel()
                 await asyncio.gather(call, return_exceptions=True)
-            while await handles.count_engines() != [1, 1]:
-                await asyncio.sleep(0.05)
+            await handles.only_one_group_is_left()
 
     run(main())
 
