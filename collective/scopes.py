@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakSet, WeakValueDictionary
 
 from collective.errors import CollectiveMismatch, CollectiveTimeout, GroupError, ScopeEnded
+from collective.work import has_failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -141,7 +142,7 @@ class CallScope:
     :param name: how errors name it, where it is no such call.
     """
 
-    __slots__ = ("__weakref__", "_made", "_parts", "_pending", "_sends", "_token", "call", "name", "scope")
+    __slots__ = ("__weakref__", "_failed", "_made", "_parts", "_pending", "_sends", "_token", "call", "name", "scope")
 
     def __init__(self, call: Call | None = None, endpoint: Endpoint | None = None, name: str = "a call") -> None:
         self.call = call
@@ -152,6 +153,8 @@ class CallScope:
         self._pending: dict[Work[Any], tuple[Engine, Scope]] = {}
         self._sends: dict[Work[Any], bool] = {}
         """Sends that wait for their receives, and whether they end with the scope of the call."""
+        self._failed: WeakSet[Work[Any]] = WeakSet()
+        """What has failed, and perhaps was not looked at."""
         self._token: Token[CallScope | None] | None = None
         if call is not None:
             assert endpoint is not None, "a call is answered at an endpoint"
@@ -204,7 +207,7 @@ class CallScope:
         if self.scope is not None and self._parts is not None:
             for engine in self._parts.engines_of(self):
                 engine.end_scope(self.scope.root, _left(engine, left.get(engine), reason))
-        for work in (*self._pending, *self._sends):
+        for work in (*self._pending, *self._sends, *self._failed):
             # The call that would have seen how it ends has ended; `reason` tells why.
             if work.done():
                 look_at(work)
@@ -228,12 +231,18 @@ class CallScope:
         self._sends[work] = self.scope is not None and scope.root == self.scope.root
         work.add_done_callback(self._discard)
 
+    def note_failed(self, work: Work[Any]) -> None:
+        """Take note of what has failed: where the call fails too, nobody may come to look at it."""
+        self._failed.add(work)
+
     def _ending_sends(self) -> list[Work[Any]]:
         return [work for work, ends in self._sends.items() if ends]
 
     def _discard(self, work: Work[Any]) -> None:
         self._pending.pop(work, None)
         self._sends.pop(work, None)
+        if has_failed(work):
+            self.note_failed(work)
 
 
 def _left(engine: Engine, work: Work[Any] | None, reason: str) -> Ending:
@@ -263,6 +272,8 @@ class Parts:
         self._running: Counter[bytes] = Counter()
         self._finished: OrderedDict[bytes, bool] = OrderedDict()
         """Calls that have ended here, and whether their tasks are known to have ended, too."""
+        self._watched: set[bytes] = set()
+        """Calls of which a task still runs, that will have the next one looked for."""
         self._asked: dict[bytes, list[Callable[[], None]]] = {}
 
     def begin(self, call: Call) -> None:
@@ -275,8 +286,9 @@ class Parts:
         if self._running[call.id]:
             return
         del self._running[call.id]
-        if call.reach is None:
-            return  # more calls may come into this scope
+        if call.reach is None:  # more calls may come into this scope
+            self.touched.discard(call.id)
+            return
         self._finished[call.id] = False
         if len(self._finished) > KEPT:
             self._finished.popitem(last=False)
@@ -300,13 +312,16 @@ class Parts:
 
     def _look(self, root: bytes) -> bool:
         """See whether tasks of a call still run, which has ended here; they know best when they end."""
+        if root in self._watched:
+            return False
         if self._finished.get(root) is not False:
             return root in self._finished
         for task in asyncio.all_tasks(self._loop):
             part = context_of(task).get(_current)
             # In one process other actors have their tasks on this loop, and parts in this call that are their own.
             if part is not None and part._parts is self and part.call is not None and part.call.id == root:
-                task.add_done_callback(lambda _: self._look(root), context=Context())
+                self._watched.add(root)
+                task.add_done_callback(lambda _: self._look_again(root), context=Context())
                 return False
         self._finished[root] = True
         self.touched.discard(root)
@@ -315,6 +330,10 @@ class Parts:
         for tell in self._asked.pop(root, ()):
             tell()
         return True
+
+    def _look_again(self, root: bytes) -> None:
+        self._watched.discard(root)
+        self._look(root)
 
     def engines_of(self, part: CallScope) -> list[Engine]:
         """Return those of the groups that a call reaches as a whole."""

@@ -213,11 +213,11 @@ def await_all(works: Sequence[Work[Any]]) -> Generator[Any, None, list[Any]]:
     for work in works:
         work._waiters += 1
     try:
-        if pending and not any(map(_has_failed, works)):
+        if pending and not any(map(has_failed, works)):
             yield from _until_all_done(pending)
         elif _turn_is_long(asyncio.get_running_loop()):
             yield
-        failed = [work for work in works if _has_failed(work)]
+        failed = [work for work in works if has_failed(work)]
         for work in sorted(failed, key=lambda work: work._future.cancelled()):  # a withdrawn one tells nothing
             work.result()
         return [work.result() for work in works]
@@ -230,7 +230,8 @@ def await_all(works: Sequence[Work[Any]]) -> Generator[Any, None, list[Any]]:
             work._waiters -= 1
 
 
-def _has_failed(work: Work[Any]) -> bool:
+def has_failed(work: Work[Any]) -> bool:
+    """Whether an operation has ended without a result; an unseen failure stays unseen."""
     future = work._future
     return future.done() and (future.cancelled() or future._exception is not None)
 

@@ -259,8 +259,7 @@ class Engine:
         record = operation.record(where)
         work: Work[Any] = Work(f"{record.what} at {where}", stop=operation.stop)
         if epoch.fault is not None or scope.root in self.ended:
-            work._fail(self._refusal(epoch, scope))
-            return work
+            return _refused(work, self._refusal(epoch, scope))
         part = scopes.current_part()
         if scope is self.default_scope and (self._holder and self._holder()) is not part:
             self._claim(part, work)
@@ -339,12 +338,12 @@ class Engine:
         epoch, scope = self.current, scopes.scope_of_messages(self, scope)
         ending = self.ended.get(scope.root)
         if ending is not None:
-            return self._failed(f"send(dst={dst}, tag={tag})", ending.ended(self.name, scope))
+            return _refused(Work(f"send(dst={dst}, tag={tag})"), ending.ended(self.name, scope))
         fault = epoch.fault or epoch.doom
         if fault is not None:
-            return self._failed(f"send(dst={dst}, tag={tag})", fault())
+            return _refused(Work(f"send(dst={dst}, tag={tag})"), fault())
         if dst in self.faults.left:
-            return self._failed(f"send(dst={dst}, tag={tag})", self.faults.peer_lost(dst, LEFT))
+            return _refused(Work(f"send(dst={dst}, tag={tag})"), self.faults.peer_lost(dst, LEFT))
         work = epoch.mailbox.send(scope, tensor, spec, dst, tag)
         part = scopes.current_part()
         if part is not None and not work.done():
@@ -356,10 +355,10 @@ class Engine:
         epoch, scope = self.current, scopes.scope_of_messages(self, scope)
         ending = self.ended.get(scope.root)
         if ending is not None:
-            return self._failed(f"recv(src={src}, tag={tag})", ending.ended(self.name, scope))
+            return _refused(Work(f"recv(src={src}, tag={tag})"), ending.ended(self.name, scope))
         fault = epoch.fault or epoch.doom
         if fault is not None:
-            return self._failed(f"recv(src={src}, tag={tag})", fault())
+            return _refused(Work(f"recv(src={src}, tag={tag})"), fault())
         work = epoch.mailbox.recv(scope, src, tag, out)
         if src in self.faults.left:
             self.faults.fail_left(epoch, src)
@@ -382,11 +381,6 @@ class Engine:
             pending_messages=epoch.mailbox.pending,
             buffered_bytes=epoch.mailbox.buffered_bytes,
         )
-
-    def _failed(self, description: str, error: Exception) -> Work[Any]:
-        work: Work[Any] = Work(description)
-        work._fail(error)
-        return work
 
     # --------------------------------------------------------------- epochs
 
@@ -444,3 +438,12 @@ def _name_of(part: CallScope | None) -> str:
 
 def _nothing() -> None:
     """Do nothing: a group that was not split from another."""
+
+
+def _refused(work: Work[Any], error: Exception) -> Work[Any]:
+    """Fail an operation that is called too late, and return it."""
+    work._fail(error)
+    part = scopes.current_part()
+    if part is not None:
+        part.note_failed(work)
+    return work

@@ -354,8 +354,12 @@ class Mailbox:
 
     def _ask(self) -> None:
         self._asking = None
-        waiting = {(recv.src, recv.scope.root) for recvs in self._wanted.values() for recv in recvs if recv.scope.ends}
+        of_calls = [recv for recvs in self._wanted.values() for recv in recvs if recv.scope.ends]
+        waiting = {(recv.src, recv.scope.root) for recv in of_calls}
+        lasting = {recv.call.id for recv in of_calls if recv.call is not None and recv.call.reach is None}
         for src, root in waiting - self._asked:
+            if root in lasting:
+                continue
             if src == self._rank:
                 self._parts.when_over(root, partial(self._sender_over, src, root))
             else:

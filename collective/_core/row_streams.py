@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from collective._core.warm import Pool
-from collective.scopes import ROOT
+from collective.scopes import DEFAULT, KEPT, ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,13 +59,16 @@ class Streams:
         self._forget = forget
         self.pool = Pool(WARM, shared=shared)
         self._made: dict[tuple[str, str, bytes], int] = {}
+        """How many there were, for the scopes that had the last of them; a scope of a key has no end of its own."""
         self._ends: dict[Key, StreamEnd] = {}
         self._early: dict[Key, list[Callable[[StreamEnd], None]]] = {}
 
     def next_key(self, producers: str, consumers: str, scope: bytes) -> Key:
         """Return the key of the next stream of these roles in a scope."""
-        number = self._made.get((producers, consumers, scope), 0)
+        number = self._made.pop((producers, consumers, scope), 0)
         self._made[producers, consumers, scope] = number + 1
+        if len(self._made) > KEPT:
+            del self._made[next(made for made in self._made if made[2] != DEFAULT.bytes)]
         return producers, consumers, scope, number
 
     def part_over(self, root: bytes) -> None:

@@ -154,6 +154,7 @@ class Keeper(Actor):
 
     async def fail_after_making(self) -> None:
         await self.make()
+        await self.groups["all"].barrier()
         raise ValueError("for the test")
 
     async def reset(self) -> None:
@@ -167,6 +168,10 @@ class Keeper(Actor):
             raise ValueError("for the test")
         await group.recv(0, tag=3)
         await sending
+
+    async def leave_group(self) -> None:
+        self.groups["all"].barrier()
+        raise ValueError("in mid-collective")
 
     async def fail_in_tasks(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -252,11 +257,14 @@ def test_a_subgroup_outlives_the_call_that_made_it(runtime: str) -> None:
 
 
 def test_what_a_failed_call_leaves_is_seen_to(runtime: str) -> None:
-    """Nobody awaits its sends any more: their errors are not reported as forgotten ones (`run` looks for that)."""
+    """Nobody awaits its sends any more: no error of theirs is reported as a forgotten one (`run` looks for that)."""
 
     async def main() -> None:
         async with keepers(runtime) as made, asyncio.timeout(30):
-            for _ in range(3):
+            for broken in (False, False, True):
+                if broken:
+                    with pytest.raises(ValueError, match="in mid-collective"):
+                        await made["keeper"][0].leave_group()
                 with pytest.raises(ExceptionGroup) as caught:
                     await made["keeper"].send_too_much_and_fail()
                 assert [type(error) for error in caught.value.exceptions] == [ValueError]
