@@ -175,6 +175,7 @@ class CallScope:
 
     def finish(self) -> None:
         """Take note that the call has ended here; the part is over when its tasks have ended, too."""
+        self._made = []  # Contexts hold this object, some for long.
         if self._parts is not None and self.call is not None:
             self._parts.finish(self.call)
 

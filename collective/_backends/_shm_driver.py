@@ -13,6 +13,7 @@ import contextlib
 import os
 import select
 from collections import deque
+from contextvars import Context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -217,7 +218,8 @@ class Driver:
     def _listen(self) -> None:
         if not self._listening and self._segment is not None:
             self._listening = True
-            self._loop.add_reader(self._segment.bell, self._awake)
+            # In a context of its own: it must not keep that of the call that happens to be the first, nor act in it.
+            Context().run(self._loop.add_reader, self._segment.bell, self._awake)
 
     def _stop_listening(self) -> None:
         if self._listening and self._segment is not None:
