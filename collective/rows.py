@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from collective.group import Group
 
+
 class RowBatch:
     """One batch of a row stream. It is the consumer's own: nothing else uses its memory.
 
@@ -75,6 +76,8 @@ class RowStream:
     `async with stream` closes it; by an exception it is the producer's failure, or the consumer's leaving. A stream
     whose call failed, or that was dropped, ends so, too. Belongs to its group's event loop.
 
+    :param group: or what `group.scope(key)` returns. Streams of the same roles are paired by their scope, and in it by
+        the order in which they are made.
     :param producers: the role whose members put rows; `consumers`: the role whose members iterate.
     :param batch_size: rows of a batch.
     :param order: "round-robin" or "arrival".

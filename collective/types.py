@@ -71,7 +71,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Credential:
-    """A shared key and its public name; possessing the key opens the ports that the listener grants that name."""
+    """A shared key and its public name; possessing the key opens the ports that the listener has granted it."""
 
     name: str
     key: bytes = field(repr=False)
@@ -130,7 +130,7 @@ class GroupStatistics:
     """What one member's group does and holds now.
 
     :param epoch: the group's incarnation, from 0.
-    :param collectives: places taken in this epoch.
+    :param collectives: how many this member has called in this epoch.
     :param pending_collectives: collectives that are not done.
     :param pending_messages: sends and receives that are not done.
     :param buffered_bytes: bytes received that no recv has asked for.

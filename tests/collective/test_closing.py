@@ -168,7 +168,7 @@ def test_a_cancelled_close_frees_all_and_a_second_one_finishes_it(backend: str, 
             await opened.form("first")  # what is opened once and stays: links, threads
             for group in opened._formed[3:]:
                 await group.aclose()
-            await asyncio.sleep(0.05)
+            await until(lambda: asyncio.all_tasks() <= tasks)
             before = held()
             for step in range(8 if backend == "gloo" else 20):
                 groups = await opened.form(f"group {step}")
@@ -197,11 +197,12 @@ def test_a_group_whose_forming_is_cancelled_leaves_nothing(backend: str, link: s
 
     async def main() -> None:
         async with world(backend, 3, link=link, hosts=hosts, timeout=1) as opened, asyncio.timeout(100):
+            tasks = asyncio.all_tasks()
             await opened.form("first")
             for group in opened._formed[3:]:
                 await group.aclose()
-            await asyncio.sleep(0.05)
-            tasks, before = asyncio.all_tasks(), held()
+            await until(lambda: asyncio.all_tasks() <= tasks)
+            before = held()
             for step in range(0, 90, 4 if backend in ("gloo", "two-level") else 1):
                 forming = [asyncio.ensure_future(opened.join(f"group {step}", rank)) for rank in opened.ranks]
                 await turns(step)

@@ -67,7 +67,6 @@ class Member(Actor):
     async def reset(self) -> None:
         await self.groups["all"].reset()
 
-
     async def put(self) -> TensorRef:
         return await self.store.put(np.ones(LARGE, np.uint8))
 
