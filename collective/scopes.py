@@ -179,6 +179,11 @@ class CallScope:
         if self._parts is not None and self.call is not None:
             self._parts.finish(self.call)
 
+    @property
+    def shares_scope(self) -> bool:
+        """Whether it has its scope in common with other calls, which its caller has put into one."""
+        return self.call is not None and self.call.reach is None
+
     def reaches(self, engine: Engine) -> bool:
         """Whether the call reaches every member of a group of this actor."""
         return self._parts is engine.parts and self.call is not None and engine.is_reached(self.call.reach)

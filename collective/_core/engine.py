@@ -252,8 +252,8 @@ class Engine:
         """Announce a collective in a scope and return its completion.
 
         Raises:
-            GroupError: another call has unfinished collectives in the group's default scope, or too many have been
-                called and not agreed.
+            GroupError: another call has unfinished collectives in a scope that it shares with this one, as the
+                default scope, or too many have been called and not agreed.
         """
         epoch = self.current
         record = operation.record(where)
@@ -261,8 +261,12 @@ class Engine:
         if epoch.fault is not None or scope.root in self.ended:
             return _refused(work, self._refusal(epoch, scope))
         part = scopes.current_part()
-        if scope is self.default_scope and (self._holder and self._holder()) is not part:
-            self._claim(part, work)
+        if scope is self.default_scope:
+            if (self._holder and self._holder()) is not part:
+                self._claim(scope, part, work)
+                self._holder = None if part is None else ref(part)
+        elif part is not None and part.shares_scope:
+            self._claim(scope, part, work)
         if len(epoch.pending) >= MOST:
             raise self._too_many(scope, work)
         pending = Pending(epoch.called, scope, record, operation, work, part)
@@ -291,18 +295,21 @@ class Engine:
         assert epoch.fault is not None
         return epoch.fault()
 
-    def _claim(self, part: CallScope | None, work: Work[Any]) -> None:
-        """Take the default scope for a call, unless another has unfinished collectives there: they might be mixed."""
+    def _claim(self, scope: Scope, part: CallScope | None, work: Work[Any]) -> None:
+        """Take a scope of several calls for one, unless another has unfinished collectives there: they might be mixed.
+
+        Raises:
+            GroupError: another has.
+        """
         for entry in self.current.pending.values():
-            if entry.scope is self.default_scope and entry.part is not part:
+            if entry.scope.bytes == scope.bytes and entry.part is not part:
                 raise GroupError(
-                    f"{_name_of(part)} calls {work.description} in the default scope of group {self.name!r}, where "
+                    f"{_name_of(part)} calls {work.description} in {scope.name} of group {self.name!r}, where "
                     f"{_name_of(entry.part)} has not finished {entry.work.description}: members may run the two in "
                     "other orders, and mix them. Await one before the other starts; or call all members at once, as in "
                     'gang["role"].method(), which gives each call a scope; or put each under a key of its own that is '
                     "equal on all members, `with group.scope(key):`"
                 )
-        self._holder = None if part is None else ref(part)
 
     def _too_many(self, scope: Scope, work: Work[Any]) -> GroupError:
         error = GroupError(

@@ -96,6 +96,13 @@ def test_calls_to_several_roles_share_a_scope_in_a_block(runtime: str) -> None:
                 assert "default scope" in str(error)
                 assert "of left.meet" in str(error)
             assert await pending == [[4.0] * 2] * 2
+            with made.scope("two that an actor cannot tell apart"):
+                first = asyncio.gather(made["left"].meet(1.0), made["right"].meet(1.0, 0.5))
+                await asyncio.sleep(0.2)
+                with pytest.raises(ExceptionGroup) as caught:
+                    await made["left"].meet(2.0)
+                assert all("gang.scope('two that" in str(error) for error in caught.value.exceptions)
+            await asyncio.gather(first, return_exceptions=True)  # it shares the scope, which has ended
             with made.scope("one that fails"):
                 failing = made["left"].meet(3.0), made["right"].fail()
                 errors = await asyncio.gather(*failing, return_exceptions=True)
