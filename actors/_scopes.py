@@ -18,6 +18,7 @@ from collective.scopes import Call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from actors._target import Target
     from collective.scopes import Key
@@ -55,12 +56,20 @@ def entered_for(target: Target) -> Call | None:
     return None
 
 
+def entered(gang: str, key: Key) -> AbstractContextManager[None]:
+    """Return what makes all calls to a gang, of a block and the tasks that it starts, one scope.
+
+    Raises:
+        TypeError: the key is no str, int, bytes or tuple of these.
+    """
+    return _entered(gang, scopes.DEFAULT.inside(key).leaf, f"gang.scope({key!r})")
+
+
 @contextmanager
-def entered(gang: str, key: Key) -> Iterator[None]:
-    """Make all calls to a gang, of the block and the tasks that it starts, one scope."""
-    spelt = gang, scopes.DEFAULT.inside(key).leaf
+def _entered(gang: str, leaf: bytes, name: str) -> Iterator[None]:
+    spelt = gang, leaf
     calls = _open.setdefault(spelt, [])
-    calls.append(calls[0] if calls else Call(_new_id(), f"gang.scope({key!r})", None))
+    calls.append(calls[0] if calls else Call(_new_id(), name, None))
     token = _inside.set((*_inside.get(), (gang, calls[0])))
     try:
         yield

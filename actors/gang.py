@@ -143,6 +143,9 @@ class Gang:
         member of the groups that they use; one that fails ends the scope for all of them.
 
         :param key: a str, an int, bytes, or a tuple of these.
+
+        Raises:
+            TypeError: the key is something else.
         """
         return entered(self._id, key)
 

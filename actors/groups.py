@@ -148,7 +148,8 @@ class GroupHandle:
         """Drop what is pending in the group and start a new epoch, on every member; it mends a broken group.
 
         Raises:
-            ExceptionGroup: of what members raised. PeerLost: one is dead. CollectiveTimeout: one did not come in time.
+            ExceptionGroup: of what members raised: PeerLost where one is dead, CollectiveTimeout where one did not come
+                in time.
         """
         method = Method("", f"groups[{self.name!r}].reset", Kind.ASYNC, "", called=RESET_GROUP)
         leaving = [dumps(((self.name,), {}), "a group's name") for _ in self._targets]

@@ -127,7 +127,8 @@ class BackendError(CollectiveError):
 
 
 class GroupError(CollectiveError):
-    """Base of the errors of groups."""
+    """Base of the errors of groups; itself where another call has unfinished collectives in the default scope, or where
+    a member has called too many."""
 
 
 class GroupClosed(GroupError):
@@ -209,7 +210,11 @@ class CollectiveMismatch(GroupError):
 
 class CollectiveTimeout(GroupError, TimeoutError):
     """A collective was not announced by every member within the group's timeout, or a message not sent within
-    its `recv_timeout`."""
+    its `recv_timeout`.
+
+    :ivar missing: who had not come, and `pending` what these waited for, in which scopes.
+    :ivar scope: the scope's name, where that alone has ended; else "".
+    """
 
     def __init__(
         self,

@@ -79,3 +79,9 @@ def test_handles_are_there_once_it_has_started():
     with pytest.raises(KeyError, match="no role of gang 'team'"):
         gang[reader()]
     assert repr(gang) == "<Gang 'team': reader x 2; on ray>"
+
+
+@pytest.mark.parametrize("key", [1.5, True, None, ["a"], ("a", 1.5)])
+def test_a_scope_refuses_at_the_call_what_is_no_key(key: object) -> None:
+    with pytest.raises(TypeError, match="a scope's key is"):
+        Gang(reader()).scope(key)
