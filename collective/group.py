@@ -155,9 +155,14 @@ class Group:
         return self._engine.send(self._scope(), tensor, spec, check_rank(dst, self.size, "dst"), integer(tag, "tag"))
 
     def recv(self, src: int, *, tag: int = 0, out: Array | None = None) -> Work[Array]:
-        """Receive the next tensor that a rank sent with this tag.
+        """Receive the next tensor that a rank sent with this tag, in this scope.
 
-        Cancelling the only await withdraws the recv; a message that it had matched goes to the next one.
+        Waits while the source lives and its part of the call goes on that the scope is of, at most for the GroupSpec's
+        `recv_timeout`. Cancelling the only await withdraws it; a message that it had matched goes to the next one.
+
+        Awaiting it also raises:
+            ScopeEnded: the source's part of the call is over. CollectiveTimeout: `recv_timeout` is over; it is
+            withdrawn. BackendError: the send failed. MemoryError: there is no memory for it; the message stays.
         """
         self._enter("recv()")
         if out is not None:
@@ -252,7 +257,8 @@ class Group:
     def split(self, color: int | None, key: int = 0) -> Work[Group | None]:
         """Form a group of the members that passed the same color, ordered by (key, rank); color None gets None.
 
-        The subgroup dies with this group's epoch. Its default scope is the one that this is called in.
+        The subgroup dies with this group's epoch. Its default scope is the one that this is called in, and others than
+        that call may use it, too. A call that fails before it has seen its subgroup closes that.
         """
         operation: Split
 

@@ -14,6 +14,7 @@ from actor_harness import run, team
 from actors import Actor, lend
 from collective._links import arena, snapshots
 from collective.links import allocate
+from collective.testing._world import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -171,7 +172,8 @@ def test_items_are_taken_when_they_are_yielded(kind: str) -> None:
             for size in SIZES:
                 await actors[0].hold(size)
                 async with actors[0].steps(20) as items:
-                    await asyncio.sleep(0.05)
+                    await until(lambda: actors.instances[0].array[0] > 0)
+                    await asyncio.sleep(0.05)  # it runs ahead; how far does not matter
                     actors.instances[0].array[:] += 1000
                     ahead = [everywhere(each) async for each in items]
                 steps = [low - number for number, (low, _) in enumerate(ahead, 1)]
