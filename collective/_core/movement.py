@@ -88,7 +88,6 @@ class Movement:
     def __init__(self, rank: int, place: int, jobs: Sequence[Job], *, flows: Flows, gate: Gate) -> None:
         self._rank = rank
         self._place = place
-        self._jobs = jobs
         self._flows = flows
         self._out: dict[Route, Stream] = {}
         self._in: dict[Route, Stream] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ class Ports:
     """The ports and the grants of one endpoint."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._grants: dict[str, tuple[Credential | None, tuple[str, ...]]] = {}
         self._served: dict[str, Callable[[Channel], None]] = {}
         self._unserved: dict[str, None] = {}
