@@ -140,7 +140,8 @@ class Gang:
         For groups that span several roles, which no single call reaches as a whole: `with gang.scope("step 3"):` around
         calls to each of them pairs what these do with each other, and with nothing that others do at the same time.
         Blocks of one process that are open at the same time share the scope of equal keys. The calls must reach every
-        member of the groups that they use; one that fails ends the scope for all of them.
+        member of the groups that they use; one that fails ends the scope for all of them. Of two that an actor runs at
+        once, the second raises GroupError where its collectives would pair with those of the first.
 
         :param key: a str, an int, bytes, or a tuple of these.
 

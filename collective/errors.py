@@ -127,8 +127,8 @@ class BackendError(CollectiveError):
 
 
 class GroupError(CollectiveError):
-    """Base of the errors of groups; itself where another call has unfinished collectives in the default scope, or where
-    a member has called too many."""
+    """Base of the errors of groups; itself where another call has unfinished collectives in the default scope or in
+    one of `gang.scope`, or where a member has called too many."""
 
 
 class GroupClosed(GroupError):
