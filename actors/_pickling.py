@@ -139,10 +139,10 @@ def _dumps(obj: object, what: str, of: object, refs: list[TensorRef]) -> tuple[b
     buffers: list[pickle.PickleBuffer] = []
     _leaving.start(buffers)
     try:
-        by_table = _by_table or "torch" in sys.modules or "pyarrow" in sys.modules
+        by_table = _by_table or "torch" in sys.modules
         if not by_table:
             data = pickle.dumps(obj, PROTOCOL, buffer_callback=buffers.append)
-        if by_table or _IN_BAND in data:
+        if by_table or _IN_BAND in data or _ARROW in data:
             _leaving.start(buffers)
             refs.clear()
             data = _dumps_arrays(obj, buffers.append)
@@ -232,9 +232,11 @@ _lent = _Lent()
 _table: dict[type, Any] = {}
 _table_of = 0
 _by_table = False
-"""Whether an array was met here that numpy pickles in band: the next ones are not pickled twice."""
+"""Whether an array was met here that numpy pickles in band, or one of Arrow: the next ones are not pickled twice."""
 _IN_BAND = b"reconstruct"
 """In every pickle that holds an array's elements itself, as numpy does with arrays that have no flat buffer."""
+_ARROW = b"pyarrow"
+"""In every pickle that has Arrow data in it. That pyarrow is loaded says nothing: Ray loads it in all workers."""
 
 
 def _dumps_arrays(obj: object, keep: Callable[[pickle.PickleBuffer], Any]) -> bytes:
