@@ -45,7 +45,7 @@ class GroupHandle:
     array that its ref is of, else the sender's. The refs that are given stay what they are.
 
     Each call returns a Work at once. Rank 0 takes the calls of all callers one after another, and all members run them
-    in that order; beside their own collectives, which have places of their own and never pair with these. The results
+    in that order, each call in a scope of its own: the members' own collectives never pair with these. The results
     need room in the stores: it is waited for in that order as well, for the group's `timeout` at most.
 
     Cancelling an await leaves the collective in its place, and its Work can be awaited again. Where the caller is gone,

@@ -73,7 +73,7 @@ class Action(ABC):
 
     @abstractmethod
     def operations(self, engine: Engine, source: Local, target: Local) -> list[Operation]:
-        """Return a member's operations, for the engine's next places. What it has not given or gets has no arrays."""
+        """Return a member's operations, in their order. What it has not given or gets has no arrays."""
 
     def keeps(self, rank: int) -> bool:
         """Whether a member's result is what it has given."""

@@ -343,14 +343,11 @@ class Engine:
     def send(self, scope: Scope, tensor: Any, spec: Spec, dst: int, tag: int) -> Work[None]:
         """Send a tensor of that spec to a rank."""
         epoch, scope = self.current, scopes.scope_of_messages(self, scope)
-        ending = self.ended.get(scope.root)
-        if ending is not None:
-            return _refused(Work(f"send(dst={dst}, tag={tag})"), ending.ended(self.name, scope))
-        fault = epoch.fault or epoch.doom
-        if fault is not None:
-            return _refused(Work(f"send(dst={dst}, tag={tag})"), fault())
-        if dst in self.faults.left:
-            return _refused(Work(f"send(dst={dst}, tag={tag})"), self.faults.peer_lost(dst, LEFT))
+        error = self._silence(scope)
+        if error is None and dst in self.faults.left:
+            error = self.faults.peer_lost(dst, LEFT)
+        if error is not None:
+            return _refused(Work(f"send(dst={dst}, tag={tag})"), error)
         work = epoch.mailbox.send(scope, tensor, spec, dst, tag)
         part = scopes.current_part()
         if part is not None and not work.done():
@@ -360,16 +357,21 @@ class Engine:
     def recv(self, scope: Scope, src: int, tag: int, out: Any) -> Work[Any]:
         """Receive the next tensor from a rank with a tag."""
         epoch, scope = self.current, scopes.scope_of_messages(self, scope)
-        ending = self.ended.get(scope.root)
-        if ending is not None:
-            return _refused(Work(f"recv(src={src}, tag={tag})"), ending.ended(self.name, scope))
-        fault = epoch.fault or epoch.doom
-        if fault is not None:
-            return _refused(Work(f"recv(src={src}, tag={tag})"), fault())
+        error = self._silence(scope)
+        if error is not None:
+            return _refused(Work(f"recv(src={src}, tag={tag})"), error)
         work = epoch.mailbox.recv(scope, src, tag, out)
         if src in self.faults.left:
             self.faults.fail_left(epoch, src)
         return work
+
+    def _silence(self, scope: Scope) -> Exception | None:
+        """Return the error of whatever is sent or received in a scope from now on; None while nothing forbids it."""
+        ending = self.ended.get(scope.root)
+        if ending is not None:
+            return ending.ended(self.name, scope)
+        fault = self.current.fault or self.current.doom
+        return None if fault is None else fault()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return a new array in memory of the data plane."""
