@@ -2,8 +2,8 @@
 
 A link is awake or asleep. An awake one is looked at in every turn of the loop; its peer need not wake it. When none has
 anything new, the poller spins for a moment on those for which that is worth while, a few microseconds in each turn so
-that the loop goes on meanwhile, and gives way between looks; then it lets them sleep, and their eventfds wake the
-loop's own selector. So a loop whose links are quiet uses no CPU.
+that the loop goes on meanwhile, and gives way between looks; then it lets them sleep, and a byte on their socket wakes
+the loop's own selector. So a loop whose links are quiet uses no CPU.
 
 Giving way serves peers that share a CPU with this process, and costs a time slice where the CPU is shared with somebody
 who computes: whoever sleeps is woken before such, and whoever gave way is not. Then nothing spins for a while.
