@@ -245,7 +245,7 @@ class Engine:
         work.add_done_callback(scopes.look_at)  # its caller has the error
         record = Record(f"failed on {self.rank}".encode(), what, where, True)
         if not scope.ends:
-            self.faults.doom(epoch, f"{self.me} called {what} at {where}")
+            self.faults.doom(epoch, scope.bytes, [([self.rank], f"{what} at {where}")])
         epoch.announce(Pending(-1, scope, record, Barrier(self.rank, self.size), work))
 
     def submit(self, scope: Scope, operation: Operation, where: str) -> Work[Any]:
@@ -286,7 +286,7 @@ class Engine:
 
     def _refusal(self, epoch: Epoch, scope: Scope) -> Exception:
         """Return the error of a collective that is called too late."""
-        mismatch = epoch.mismatch(scope, self.name)
+        mismatch = epoch.mismatch(scope)
         if mismatch is not None:
             return mismatch
         ending = self.ended.get(scope.root)

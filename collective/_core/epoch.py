@@ -16,6 +16,7 @@ from collective._core.pipeline import Pipeline
 from collective._core.row_streams import Streams
 from collective._core.verdicts import Verdicts
 from collective.abc import AnnouncingPlane, PlaneContext
+from collective.errors import GroupBroken
 from collective.scopes import KEPT
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Epoch:
         """The place from which on a reset ends it. Members that are not as far may need this one's data plane."""
         self.on_end: set[Callable[[str], None]] = set()
         """What ends the groups that were split from this one and are open still."""
+        self._group = engine.name
         self._mismatches: dict[bytes, tuple[int, Calls]] = {}
         self._cut: int | None = None
         """Set where the epoch is broken from a place on, and what comes before it still completes."""
@@ -140,7 +142,7 @@ class Epoch:
         for entry in [each for each in self.pending.values() if not each.agreed or each.seq >= cut]:
             if not entry.issued:  # else it fails when the data plane is abandoned, which may be at its memory till then
                 del self.pending[entry.number]
-                entry.fail(self.fault())
+                entry.fail(self._failure(entry, self.fault))
         if self.drained:
             self._on_drained()
 
@@ -163,10 +165,17 @@ class Epoch:
         while len(self._mismatches) > KEPT:
             del self._mismatches[next(iter(self._mismatches))]
 
-    def mismatch(self, scope: Scope, group: str) -> Exception | None:
+    def mismatch(self, scope: Scope) -> Exception | None:
         """Return the error of a call in a scope where the others had called other things, once."""
         known = self._mismatches.pop(scope.bytes, None)
-        return known and scopes.mismatch(group, scope, *known)
+        return known and scopes.mismatch(self._group, scope, *known)
+
+    def _failure(self, pending: Pending, error: Callable[[], Exception]) -> Exception:
+        """Return the error of what is pending where the epoch ends: of what nobody could pair with, that."""
+        failure = error()
+        if pending.agreed or not isinstance(failure, GroupBroken):
+            return failure
+        return self.mismatch(pending.scope) or failure
 
     def announce(self, pending: Pending) -> None:
         """Say what this member called, once the epoch has begun."""
@@ -224,7 +233,7 @@ class Epoch:
         self.pipeline.clear()
         pending, self.pending = self.pending, {}
         for entry in pending.values():
-            entry.fail(error())
+            entry.fail(self._failure(entry, error))
         self.mailbox.end(error)
         self.flows.end()
         self.streams.end()

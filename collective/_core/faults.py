@@ -19,6 +19,7 @@ from collective.scopes import ROOT, Ending
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from collective._core.agreement import Calls
     from collective._core.engine import Engine
     from collective._core.epoch import Epoch
     from collective._core.pipeline import Pending
@@ -90,13 +91,18 @@ class Faults:
         self._engine.resets.fail(error)
         epoch.cut(place, error)
 
-    def doom(self, epoch: Epoch, reason: str) -> None:
-        """Take note, and tell the others, that an epoch will break: a call that nobody can pair with was refused."""
+    def doom(self, epoch: Epoch, scope: bytes, calls: Calls) -> None:
+        """Take note, and tell the others, that an epoch will break: a call that nobody can pair with was refused.
+
+        Its member may reset the group at once: what the others have called there says why it failed all the same.
+        """
         if epoch.fault is None and epoch.doom is None:
-            name = self._engine.name
+            ((rank,), what), *_ = calls
+            name, reason = self._engine.name, f"{self._engine.name_of(rank)} called {what}"
             epoch.doom = lambda: GroupBroken(name, reason)
+            epoch.note_mismatch(scope, epoch.agreed, calls)
             epoch.mailbox.end(epoch.doom)
-            self.flood(("doom", epoch.number, reason))
+            self.flood(("doom", epoch.number, scope, calls))
 
     def break_off(self, epoch: Epoch, error: Callable[[], Exception], why: str, *, abandon: bool = True) -> None:
         """End an epoch at this member; from then on every operation raises the error.

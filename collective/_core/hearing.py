@@ -72,7 +72,7 @@ class Hearing:
         elif kind == "threads":
             self._engine.watchdog.hear(*rest)
         elif kind == "doom":
-            self._engine.faults.doom(epoch, rest[0])
+            self._engine.faults.doom(epoch, *rest)
         elif kind == "cut":
             self._engine.faults.take_reset(epoch, *rest)
         elif kind == "break":

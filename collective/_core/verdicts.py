@@ -80,6 +80,7 @@ class Verdicts:
         epoch, scope = self._epoch, pending.scope
         place = pending.seq if pending.agreed else epoch.agreed
         epoch.pending.pop(pending.number, None)
+        epoch.mismatch(scope)  # it is told now
         pending.fail(scopes.mismatch(self._engine.name, scope, place, calls))
         if scope.ends:
             self._end(scope.root, calls)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from collective import GroupBroken, GroupError
+from collective import CollectiveMismatch, GroupBroken, GroupError
 from collective._backends._shm_segment import Segment
 from collective._core.engine import Engine
 from collective._core.epoch import Epoch
@@ -285,5 +285,28 @@ def test_what_all_have_called_completes_though_one_resets_at_once(backend: str) 
         async with world(backend, 3) as opened, asyncio.timeout(60):
             for number in range(8):
                 await opened.each(lambda group, number=number: use(group, number))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("backend", ["memory", "shm"])
+def test_a_refused_call_is_told_though_its_member_resets_at_once(backend: str) -> None:
+    """Kind: the reset of who knows overtakes what the others are yet to be told."""
+
+    async def main() -> None:
+        async with world(backend, 3) as opened, asyncio.timeout(60):
+            *others, erring = opened.groups
+            for early in (True, False):
+                works = [group.allreduce(np.ones(2)) for group in others] if early else []
+                with pytest.raises(ValueError, match="root is 17"):
+                    erring.reduce(np.ones(1), 17)
+                resetting = asyncio.create_task(erring.reset())
+                await turns()
+                works = works or [group.allreduce(np.ones(2)) for group in others]
+                for error in await outcomes(works):
+                    assert isinstance(error, CollectiveMismatch)
+                    assert "root is 17" in str(error)
+                await asyncio.gather(resetting, *(group.reset() for group in others))
+                await asyncio.gather(*(group.barrier() for group in opened.groups))
 
     asyncio.run(main())
